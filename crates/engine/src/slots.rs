@@ -161,3 +161,23 @@ impl Slots {
         self.hot[index as usize].flags &= !flags;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::IDLE_CONNECTION_BYTES;
+
+    #[test]
+    fn an_idle_connection_holds_what_the_limits_say() {
+        // A driver's socket entry and the connection's bit in a room's bitmap at its most expensive.
+        let elsewhere = 32 + 4;
+        let slot = size_of::<Hot>() + size_of::<Option<Connection>>() + size_of::<u32>();
+        let timer = crate::wheel::NODE_BYTES;
+        // A vector that just grew has room for as many again.
+        let most = 2 * (slot + timer) + elsewhere;
+        assert!(
+            most <= IDLE_CONNECTION_BYTES,
+            "{most} bytes: slot {slot}, timer {timer}"
+        );
+    }
+}

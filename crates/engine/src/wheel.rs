@@ -17,6 +17,9 @@ const LEVELS: usize = 4;
 const SLOT_BITS: u32 = 6;
 const SLOTS: usize = 1 << SLOT_BITS;
 const NONE: u32 = u32::MAX;
+/// What the wheel holds for each index, for the account of an idle connection.
+#[cfg(test)]
+pub(crate) const NODE_BYTES: usize = size_of::<Node>();
 /// The place of a timer that is due and waits to be taken.
 const PLACE_DUE: u16 = (LEVELS * SLOTS) as u16;
 /// The place of a timer that is not set.

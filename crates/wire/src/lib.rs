@@ -27,13 +27,15 @@ pub mod decode;
 pub mod deflate;
 pub mod frame;
 pub mod handshake;
+pub mod item;
 pub mod mask;
 mod utf8;
 pub mod violation;
 
-pub use decode::{Codec, Decoder, Item, Kind, Payload, Role};
+pub use decode::{Codec, Decoder, Role};
 pub use deflate::{DeflateParams, DeflatePolicy, Deflater, Inflater};
 pub use frame::{HEADER_BYTES_MAX, Header, Opcode, encode_close, encode_frame, encode_masked};
 pub use handshake::{Acceptance, ClientHandshake, Policy, Refusal};
+pub use item::{Item, Kind, Payload};
 pub use mask::apply_mask;
 pub use violation::Violation;
