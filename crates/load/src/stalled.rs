@@ -1,0 +1,97 @@
+//! Readers that never read: opened with plain blocking sockets, then left alone until the run is over.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use rustls::StreamOwned;
+
+use crate::client::{Client, Dialect};
+use crate::plan::BenchError;
+use crate::target::{Dialed, Dialer};
+
+/// Open connections that nobody reads from. They close when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Stalled(Vec<TcpStream>);
+
+impl Stalled {
+    /// Opens `count` connections, each within `timeout`.
+    ///
+    /// # Errors
+    /// The first that cannot be opened.
+    pub(crate) fn open(
+        count: u32,
+        dialer: &mut Dialer,
+        dialect: &mut Dialect,
+        timeout: Duration,
+    ) -> Result<Stalled, BenchError> {
+        let mut streams = Vec::with_capacity(count as usize);
+        for number in 0..count {
+            let stream = dialer
+                .dial_blocking(timeout)
+                .and_then(|dialed| open_one(dialed, dialect, timeout))
+                .map_err(BenchError::system(format!("cannot open stalled reader {number}")))?;
+            streams.push(stream);
+        }
+        Ok(Stalled(streams))
+    }
+
+    /// How many the server has let go. Reads what they hold, so it is asked once, at the end.
+    pub(crate) fn count_dropped(&mut self) -> u64 {
+        let mut scratch = vec![0; 64 << 10];
+        let is_gone = |stream: &mut TcpStream| {
+            if stream.set_nonblocking(true).is_err() {
+                return true;
+            }
+            loop {
+                match stream.read(&mut scratch) {
+                    Ok(0) => return true,
+                    Ok(_) => {}
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    Err(error) => return error.kind() != ErrorKind::WouldBlock,
+                }
+            }
+        };
+        self.0.iter_mut().map(is_gone).filter(|gone| *gone).count() as u64
+    }
+}
+
+fn open_one(dialed: Dialed, dialect: &mut Dialect, timeout: Duration) -> io::Result<TcpStream> {
+    let Dialed { mut stream, tls } = dialed;
+    match tls {
+        None => {
+            talk(&mut stream, dialect, timeout)?;
+            Ok(stream)
+        }
+        Some(tls) => {
+            let mut secure = StreamOwned::new(tls, stream);
+            talk(&mut secure, dialect, timeout)?;
+            // TLS has no part in it any more: nothing will be read or written.
+            Ok(secure.sock)
+        }
+    }
+}
+
+/// Talks until the connection is open.
+fn talk(stream: &mut (impl Read + Write), dialect: &mut Dialect, timeout: Duration) -> io::Result<()> {
+    let deadline = Instant::now() + timeout;
+    let mut client = Client::new(dialect);
+    let mut scratch = [0; 4096];
+    while !client.is_open() {
+        if Instant::now() > deadline {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        if !client.out.is_empty() {
+            stream.write_all(&client.out.split())?;
+            stream.flush()?;
+        }
+        let count = stream.read(&mut scratch)?;
+        if count == 0 {
+            return Err(ErrorKind::UnexpectedEof.into());
+        }
+        client
+            .received(&mut scratch[..count], dialect, &mut |_| {})
+            .map_err(|failure| io::Error::other(failure.to_string()))?;
+    }
+    Ok(())
+}
