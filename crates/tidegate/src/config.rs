@@ -1,0 +1,160 @@
+//! What a broadcast server is told at its start, and whether it holds together.
+//!
+//! Values only: nothing here looks at files, sockets or the machine.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use engine::{FlushDelay, Heartbeat, LimitError, Limits, Overflow};
+
+use crate::units::Size;
+
+/// The settings of a [`BroadcastServer`](crate::BroadcastServer). [`Default`] is what `tidegate broadcast` does
+/// without flags.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BroadcastConfig {
+    /// `host:port` to listen on. An empty host is every interface; port 0 takes a free one.
+    pub address: String,
+    /// Serve TLS with these files; `None`: plain.
+    pub tls: Option<TlsFiles>,
+    /// Open connections at most, all shards together. `None`: the limit of open files less
+    /// [`DESCRIPTORS_RESERVED`](crate::process::DESCRIPTORS_RESERVED).
+    pub connections_max: Option<usize>,
+    /// Shards, one thread each; 0: one for each core the process may use.
+    pub workers: u16,
+    /// Events taken in one turn of a shard.
+    pub batch: usize,
+    /// Entries of a shard's rings.
+    pub ring: usize,
+    /// The NUMA node whose cores shards are pinned to; `None`: chosen by the reactor.
+    pub numa_node: Option<u32>,
+    /// How sockets are driven.
+    pub driver: reactor::DriverKind,
+    /// How long frames due to a connection may wait to leave together.
+    pub flush_delay: FlushDelay,
+    /// Whether permessage-deflate is agreed to when a client offers it.
+    pub compression: Compression,
+    /// What happens when a connection's queue is full.
+    pub overflow: Overflow,
+    /// The bounds of each shard. `connections_max` in it is overwritten by the server's own.
+    pub limits: Limits,
+    /// The deadlines of connections.
+    pub heartbeat: Heartbeat,
+    /// How often a line of statistics is logged; `None`: never.
+    pub stats_interval: Option<Duration>,
+    /// How long a shutdown lets connections finish.
+    pub drain: Duration,
+}
+
+/// Where the certificate is, both files PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The chain, the server's own certificate first.
+    pub certificate: PathBuf,
+    /// The private key of the first.
+    pub key: PathBuf,
+}
+
+/// What becomes of an offer of permessage-deflate (RFC 7692).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    /// It is declined.
+    Off,
+    /// It is accepted without context takeover by the server, so that one compressed message serves all receivers.
+    Shared,
+}
+
+impl Default for BroadcastConfig {
+    fn default() -> BroadcastConfig {
+        BroadcastConfig {
+            address: ":9002".to_owned(),
+            tls: None,
+            connections_max: None,
+            workers: 0,
+            batch: 64,
+            ring: 2048,
+            numa_node: None,
+            driver: reactor::DriverKind::Auto,
+            flush_delay: FlushDelay::Fixed(Duration::ZERO),
+            compression: Compression::Off,
+            overflow: Overflow::DropOldest,
+            limits: Limits::default(),
+            heartbeat: Heartbeat::default(),
+            stats_interval: Some(Duration::from_secs(2)),
+            drain: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Settings that cannot hold, or not together. Its text is one line that says what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ConfigError {
+    /// The named setting must be at least one.
+    Zero(&'static str),
+    /// A pinged connection would be closed at once.
+    NoPongTimeout,
+    /// The limits contradict each other.
+    Limits(LimitError),
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ConfigError::Zero(flag) => write!(formatter, "{flag} must be at least 1"),
+            ConfigError::NoPongTimeout => {
+                formatter.write_str("--pong-timeout 0 would close each connection with its first ping: give it time, or turn pings off with --ping-interval 0")
+            }
+            ConfigError::Limits(LimitError::QueueSmallerThanMessage { queue_bytes_max, least }) => write!(
+                formatter,
+                "--queue-bytes {} cannot hold one largest message: raise it to at least {}, leave it out, or lower --max-message",
+                Size(*queue_bytes_max),
+                Size(*least)
+            ),
+            ConfigError::Limits(LimitError::Zero(name)) => {
+                write!(formatter, "{} must be at least 1", flag_of(name))
+            }
+            ConfigError::Limits(LimitError::TooLarge(name, most)) => {
+                write!(formatter, "{} must be at most {}", flag_of(name), Size(*most))
+            }
+        }
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// The flag that sets a limit of the engine; limits without a flag keep their own name.
+fn flag_of(limit: &'static str) -> &'static str {
+    match limit {
+        "connections_max" => "--max-connections",
+        "message_bytes_max" => "--max-message",
+        "queue_messages_max" => "--queue-messages",
+        "queue_bytes_max" => "--queue-bytes",
+        other => other,
+    }
+}
+
+impl BroadcastConfig {
+    /// Checks that the settings fit each other.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        for (flag, value) in [
+            ("--batch", self.batch),
+            ("--ring", self.ring),
+            ("--max-connections", self.connections_max.unwrap_or(1)),
+        ] {
+            if value == 0 {
+                return Err(ConfigError::Zero(flag));
+            }
+        }
+        if self.heartbeat.ping_interval.is_some() && self.heartbeat.pong_timeout.is_zero() {
+            return Err(ConfigError::NoPongTimeout);
+        }
+        self.limits.validate().map_err(ConfigError::Limits)
+    }
+
+    /// Lifts `limits.queue_bytes_max` so that one largest message fits.
+    pub fn fit_queue_to_message(&mut self) {
+        let least = self.limits.message_bytes_max.saturating_add(wire::HEADER_BYTES_MAX);
+        self.limits.queue_bytes_max = self.limits.queue_bytes_max.max(least);
+    }
+}

@@ -1,0 +1,196 @@
+//! One connection while it speaks HTTP: its requests, and the upgrade that ends it.
+//!
+//! hyper only borrows the socket. When it is done the socket is still ours: to be handed over with what was already read, or
+//! to be closed so that the last answer arrives. No task or buffer of the HTTP side outlives that.
+
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::future::{Future, ready};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use axum::body::Body;
+use engine::Opening;
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::Service;
+use hyper_util::rt::TokioIo;
+use reactor::Adoption;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::server::TlsStream;
+use tower::ServiceExt;
+use wire::{DeflateParams, Refusal};
+
+use super::{HEAD_BYTES_MAX, HEADERS_MAX, Http, hand_over, pages};
+use crate::broadcast::{Arrival, Seat};
+
+/// How long, and for how many bytes, a refused peer is still listened to, so that the answer is not lost to a reset.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES_MAX: usize = 64 << 10;
+/// What a client that finds the server full or leaving is told to wait.
+const RETRY_AFTER_S: HeaderValue = HeaderValue::from_static("5");
+
+/// A socket that can be taken apart for the hand-off.
+pub(super) trait Socket: AsyncRead + AsyncWrite + Unpin {
+    /// The socket, and TLS if it speaks TLS.
+    fn into_parts(self) -> (TcpStream, Option<Box<rustls::Connection>>);
+}
+
+impl Socket for TcpStream {
+    fn into_parts(self) -> (TcpStream, Option<Box<rustls::Connection>>) {
+        (self, None)
+    }
+}
+
+impl Socket for TlsStream<TcpStream> {
+    fn into_parts(self) -> (TcpStream, Option<Box<rustls::Connection>>) {
+        let (stream, tls) = self.into_inner();
+        (stream, Some(Box::new(tls.into())))
+    }
+}
+
+/// Serves a connection until it is handed to a shard or ends.
+pub(super) async fn converse<S: Socket>(http: &Arc<Http>, mut stream: S, peer: SocketAddr) {
+    let requests = Requests { http: Arc::clone(http), accepted: Cell::new(None) };
+    let spoken = http1::Builder::new()
+        .max_buf_size(HEAD_BYTES_MAX)
+        .max_headers(HEADERS_MAX)
+        .serve_connection(TokioIo::new(&mut stream), requests)
+        .without_shutdown()
+        .await;
+    let (received, accepted) = match spoken {
+        Ok(parts) => (parts.read_buf, parts.service.accepted.take()),
+        Err(error) => {
+            if error.is_parse_too_large() {
+                http.counts.refused(Refusal::HeadTooLong.name());
+            } else if error.is_parse() {
+                http.counts.refused(Refusal::Malformed.name());
+            }
+            (Default::default(), None)
+        }
+    };
+    let Some(Accepted { path, deflate, seat }) = accepted else { return linger(stream).await };
+    let (stream, tls) = stream.into_parts();
+    // Fails if the socket cannot be taken from the runtime; then there is nothing left to serve.
+    let Ok(stream) = stream.into_std() else { return };
+    let opening = Opening { info: Arrival { path, peer, seat }, deflate };
+    hand_over(http, Adoption { stream, tls, received, opening }).await;
+}
+
+/// Closes a connection in order: what was sent arrives even if the peer was still sending.
+async fn linger(mut stream: impl Socket) {
+    let drain = async {
+        stream.shutdown().await?;
+        let mut rest = stream.take(LINGER_BYTES_MAX as u64);
+        tokio::io::copy(&mut rest, &mut tokio::io::sink()).await
+    };
+    // However it ends, it ends.
+    let _ = timeout(LINGER, drain).await;
+}
+
+/// An upgrade that was answered with 101.
+struct Accepted {
+    path: Box<str>,
+    deflate: Option<DeflateParams>,
+    seat: Seat,
+}
+
+/// Answers the requests of one connection.
+struct Requests {
+    http: Arc<Http>,
+    /// Set by the request that ends HTTP on this connection.
+    accepted: Cell<Option<Accepted>>,
+}
+
+impl Service<Request<Incoming>> for Requests {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        if pages::is_page(request.uri().path()) && !request.headers().contains_key(header::UPGRADE) {
+            return Box::pin(self.http.pages.clone().oneshot(request));
+        }
+        let response = self.upgrade(&request).unwrap_or_else(|no| {
+            self.http.counts.refused(no.reason());
+            no.response(request.method() == Method::HEAD)
+        });
+        Box::pin(ready(Ok(response)))
+    }
+}
+
+impl Requests {
+    fn upgrade(&self, request: &Request<Incoming>) -> Result<Response<Body>, No> {
+        let http = &self.http;
+        let headers: Vec<_> =
+            request.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+        let http11 = request.version() == http::Version::HTTP_11;
+        let method = request.method().as_str();
+        let acceptance = wire::handshake::check(method, http11, headers.iter().copied(), &http.policy)
+            .map_err(No::Refused)?;
+        if http.counts.draining.load(Ordering::Relaxed) {
+            return Err(No::Draining);
+        }
+        let seat = http.seats.take(http.connections_max).ok_or(No::Full)?;
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        for (name, value) in acceptance.headers() {
+            // The values are made of tokens that were checked or of our own.
+            if let Ok(value) = HeaderValue::from_str(value) {
+                response.headers_mut().append(HeaderName::from_static(name), value);
+            }
+        }
+        let path = request.uri().path().into();
+        self.accepted.set(Some(Accepted { path, deflate: acceptance.deflate, seat }));
+        Ok(response)
+    }
+}
+
+/// Why there is no upgrade.
+enum No {
+    Refused(Refusal),
+    Full,
+    Draining,
+}
+
+impl No {
+    fn reason(&self) -> &'static str {
+        match self {
+            No::Refused(refusal) => refusal.name(),
+            No::Full => "full",
+            No::Draining => "draining",
+        }
+    }
+
+    /// One sentence, and the end of the connection.
+    fn response(&self, head_only: bool) -> Response<Body> {
+        let (status, sentence) = match self {
+            No::Refused(refusal) => (refusal.status(), refusal.sentence()),
+            No::Full => (503, "The server has as many connections as it takes; try again later."),
+            No::Draining => (503, "The server is shutting down; connect again."),
+        };
+        let body = if head_only { Body::empty() } else { Body::from(format!("{sentence}\n")) };
+        let mut response = Response::new(body);
+        *response.status_mut() = StatusCode::from_u16(status).expect("statuses are constants of RFC 9110");
+        let headers = response.headers_mut();
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        match self {
+            No::Refused(refusal) => {
+                for &(name, value) in refusal.headers() {
+                    headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+                }
+            }
+            No::Full | No::Draining => {
+                headers.insert(header::RETRY_AFTER, RETRY_AFTER_S);
+            }
+        }
+        response
+    }
+}
