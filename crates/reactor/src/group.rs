@@ -38,7 +38,8 @@ pub(crate) enum Letter<M: Machine> {
     Call(Call<M>),
 }
 
-type Call<M> = Box<dyn FnOnce(&mut M, &TurnStats) + Send>;
+/// What [`Handle::call`] runs: it gets the machine and the counters of its thread.
+pub type Call<M> = Box<dyn FnOnce(&mut M, &TurnStats) + Send>;
 
 /// What a machine's thread and its handles share.
 pub(crate) struct Shared<M: Machine> {
@@ -135,7 +136,7 @@ impl<M: Machine> Handle<M> {
     }
 }
 
-/// A running group of machines.
+/// A running group of machines. Dropping it leaves the threads running.
 pub struct Group<M: Machine> {
     /// The machines by shard.
     pub handles: Vec<Handle<M>>,
@@ -166,7 +167,10 @@ impl<M: Machine> Group<M> {
     }
 }
 
-/// What [`DriverKind::Auto`] means.
+/// What [`DriverKind::Auto`] means. The example `cost` measures both against a bare loop of `send` in one run: with
+/// 1,000 sockets they cost the same within the noise, for fan-out as for echo; with 8,000 epoll stays at 0.93 to 1.05
+/// of the bare loop and io_uring takes 1.11 to 1.24 of it, and 1.19 of epoll for an echo. Epoll also needs no
+/// permission and takes a write at once.
 const AUTO: DriverKind = DriverKind::Epoll;
 
 /// Starts `count` machines, each made by `make` and run by a thread of its own.

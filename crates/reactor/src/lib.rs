@@ -9,6 +9,59 @@
 //! the machine's to say. What always holds: at most one write of a connection is in flight; a machine is called by
 //! its own thread only; mail of a pair arrives in order and none is lost; an idle plain connection holds its entry
 //! in the socket table and nothing else.
+//!
+//! ```
+//! use std::io::{Read, Write};
+//! use std::net::{TcpListener, TcpStream};
+//!
+//! use engine::{Actions, Close, ConnectionId, Machine, SocketEnd, Time};
+//! use reactor::{Adoption, Options, spawn};
+//!
+//! /// Answers the first bytes of its one connection with their number and ends.
+//! #[derive(Default)]
+//! struct Count(bool);
+//!
+//! impl Machine for Count {
+//!     type Opening = ();
+//!     type Mail = ();
+//!     fn opened(&mut self, (): (), _: Time, _: &mut impl Actions<()>) -> Option<ConnectionId> {
+//!         Some(ConnectionId { index: 0, generation: 0 })
+//!     }
+//!     fn received(&mut self, id: ConnectionId, bytes: &mut [u8], _: Time, actions: &mut impl Actions<()>) {
+//!         actions.write(id, &[bytes.len().to_string().into()]);
+//!         actions.close(id, Close::Orderly);
+//!         self.0 = true;
+//!     }
+//!     fn flushed(&mut self, _: ConnectionId, _: Time, _: &mut impl Actions<()>) {}
+//!     fn ended(&mut self, id: ConnectionId, _: SocketEnd, _: Time, actions: &mut impl Actions<()>) {
+//!         actions.close(id, Close::Orderly);
+//!     }
+//!     fn mail(&mut self, (): (), _: Time, _: &mut impl Actions<()>) {}
+//!     fn advance(&mut self, _: Time, _: &mut impl Actions<()>) {}
+//!     fn flush(&mut self, _: Time, _: &mut impl Actions<()>) {}
+//!     fn next_deadline(&self) -> Option<Time> {
+//!         None
+//!     }
+//!     fn finished(&self) -> bool {
+//!         self.0
+//!     }
+//! }
+//!
+//! # fn main() -> std::io::Result<()> {
+//! let group = spawn(1, &Options::default(), |_shard| Count::default())?;
+//! let listener = TcpListener::bind("127.0.0.1:0")?;
+//! let mut client = TcpStream::connect(listener.local_addr()?)?;
+//! let (stream, _) = listener.accept()?;
+//! let adoption = Adoption { stream, tls: None, received: Default::default(), opening: () };
+//! assert!(group.handles[0].adopt(adoption).is_ok());
+//! client.write_all(b"hello")?;
+//! let mut answer = String::new();
+//! client.read_to_string(&mut answer)?;
+//! assert_eq!(answer, "5");
+//! group.join()?;
+//! # Ok(())
+//! # }
+//! ```
 #![deny(unsafe_code)]
 
 mod driver;
@@ -24,7 +77,7 @@ mod turn;
 #[allow(unsafe_code, reason = "the kernel reads and writes our memory by itself")]
 mod uring;
 
-pub use group::{Adoption, Group, Handle, spawn};
+pub use group::{Adoption, Call, Group, Handle, spawn};
 pub use options::{DriverKind, Options, UnknownDriver};
 pub use pin::Pinning;
 pub use stats::TurnStats;

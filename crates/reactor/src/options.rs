@@ -82,3 +82,19 @@ impl Default for Options {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drivers_are_named_as_they_are_parsed() {
+        for driver in [DriverKind::Auto, DriverKind::Epoll, DriverKind::Uring] {
+            assert_eq!(driver.to_string().parse(), Ok(driver));
+        }
+        assert_eq!(
+            "kqueue".parse::<DriverKind>(),
+            Err(UnknownDriver("kqueue".to_owned()))
+        );
+    }
+}

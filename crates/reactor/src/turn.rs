@@ -159,10 +159,9 @@ impl<M: Machine, D: Driver> Worker<M, D> {
             began = self.clock.now();
             self.stats.turn(began.as_micros() - now.as_micros());
         }
-        if self.shared.is_stopped() {
-            return Ok(self.machine);
+        if !self.shared.is_stopped() {
+            self.outside.driver.finish();
         }
-        self.outside.driver.finish();
         Ok(self.machine)
     }
 

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use engine::{Close, ConnectionId, SocketEnd, Wrote};
-use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use io_uring::{opcode, types};
 use nix::sys::eventfd::EventFd;
 use socket2::SockRef;
 
@@ -24,30 +24,16 @@ use crate::Options;
 use crate::driver::{Counters, Driver, Event, Signal};
 
 mod memory;
+mod ring;
 
-use memory::{Buffers, Lent, Sending};
+use memory::{Lent, Sending};
+use ring::{Completion, Kind, NO_KEY, Ring};
 
 /// How long [`Driver::finish`] waits for what was written before orderly closes.
 const FINISH_MAX: Duration = Duration::from_secs(1);
 
-/// No socket key. Keys have 30 bits.
-const NO_KEY: u32 = u32::MAX >> 2;
-
-/// What an operation is, in the low bits of its user data. Above are the socket's key and which use of the key it is,
-/// so that a late cancellation never meets the key's next socket.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Receive = 0,
-    Send = 1,
-    Wake = 2,
-    Cancel = 3,
-}
-
-impl Kind {
-    fn user_data(self, key: u32, usage: u32) -> u64 {
-        u64::from(usage) << 32 | u64::from(key) << 2 | self as u64
-    }
-}
+/// Entries that the ring's queue has at least.
+const RING_MIN: usize = 64;
 
 /// A slot of the machine: which socket it names now.
 #[derive(Clone, Copy)]
@@ -89,18 +75,15 @@ impl Signal for Arc<Doorbell> {
 
 /// Sockets of one thread, by completion.
 pub(crate) struct Uring {
-    ring: IoUring,
+    ring: Ring,
     doorbell: Arc<Doorbell>,
     /// Where the ring reads the doorbell's counter to.
     rung: Box<[u8; 8]>,
     slots: Vec<Slot>,
     links: Vec<Link>,
     free: Vec<u32>,
-    /// Completions not served yet.
-    taken: VecDeque<Completion>,
     /// Receipts put aside while reading is paused.
-    aside: Vec<Completion>,
-    buffers: Buffers,
+    aside: VecDeque<Completion>,
     /// Sockets with a send, in order, and then operations to cancel, for the next call to the kernel.
     sends: Vec<u32>,
     cancels: Vec<u64>,
@@ -112,54 +95,17 @@ pub(crate) struct Uring {
         reason = "a sending stays in its place while it is in flight, so boxes are reused"
     )]
     spare: Vec<Box<Sending>>,
-    /// Operations whose last completion is not in.
-    in_flight: usize,
     batch: usize,
     budget: usize,
     paused: bool,
-    /// Why the ring cannot go on.
-    failure: Option<io::Error>,
     counters: Counters,
-}
-
-/// A completion, taken from the ring.
-#[derive(Clone, Copy)]
-struct Completion {
-    user_data: u64,
-    result: i32,
-    flags: u32,
-}
-
-impl Completion {
-    fn key(self) -> u32 {
-        self.user_data as u32 >> 2
-    }
-
-    fn kind(self) -> Kind {
-        match self.user_data & 3 {
-            0 => Kind::Receive,
-            1 => Kind::Send,
-            2 => Kind::Wake,
-            _ => Kind::Cancel,
-        }
-    }
 }
 
 impl Driver for Uring {
     type Scratch = Lent;
 
     fn new(options: &Options) -> io::Result<(Uring, Lent, Box<dyn Signal>)> {
-        let entries = u32::try_from(options.ring.max(64)).unwrap_or(u32::MAX);
-        let ring = IoUring::builder()
-            .setup_clamp()
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .setup_taskrun_flag()
-            .setup_submit_all()
-            // The thread that enables the ring becomes its issuer.
-            .setup_r_disabled()
-            .build(entries)?;
-        let (buffers, lent) = Buffers::new(&ring)?;
+        let (ring, lent) = Ring::new(options.ring.max(RING_MIN))?;
         let doorbell = Arc::new(Doorbell(EventFd::new()?));
         let batch = options.batch.max(1);
         let uring = Uring {
@@ -169,50 +115,46 @@ impl Driver for Uring {
             slots: Vec::new(),
             links: Vec::new(),
             free: Vec::new(),
-            taken: VecDeque::new(),
-            aside: Vec::new(),
-            buffers,
+            aside: VecDeque::new(),
             sends: Vec::new(),
             cancels: Vec::new(),
             starved: Vec::new(),
             spare: Vec::new(),
-            in_flight: 0,
             batch,
             budget: 0,
             paused: false,
-            failure: None,
             counters: Counters::default(),
         };
         Ok((uring, lent, Box::new(doorbell)))
     }
 
     fn start(&mut self) -> io::Result<()> {
-        self.ring.submitter().register_enable_rings()?;
+        self.ring.enable()?;
         self.listen_for_doorbell();
         Ok(())
     }
 
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         self.feed_starved();
-        if self.taken.len() < self.batch || !self.sends.is_empty() || !self.cancels.is_empty() {
-            let timeout = if self.taken.is_empty() {
+        if self.ready() < self.batch || !self.sends.is_empty() || !self.cancels.is_empty() {
+            let timeout = if self.ready() == 0 {
                 timeout
             } else {
                 Some(Duration::ZERO)
             };
             self.enter(timeout)?;
         }
-        self.budget = self.taken.len().min(self.batch);
+        self.budget = self.ready().min(self.batch);
         Ok(())
     }
 
     fn next_event<'scratch>(&mut self, scratch: &'scratch mut Lent) -> Option<Event<'scratch>> {
-        scratch.give_back(&mut self.buffers);
+        scratch.give_back(&mut self.ring.buffers);
         while self.budget > 0 {
             self.budget -= 1;
-            let completion = self.taken.pop_front()?;
+            let completion = self.next()?;
             match completion.kind() {
-                Kind::Receive if self.paused => self.aside.push(completion),
+                Kind::Receive if self.paused => self.aside.push_back(completion),
                 Kind::Receive => match self.received(completion) {
                     Receipt::Bytes(id, buffer, length) => {
                         return Some(Event::Received(id, scratch.take(buffer, length)));
@@ -225,10 +167,7 @@ impl Driver for Uring {
                     Outcome::Broken(id) => return Some(Event::Ended(id, SocketEnd::Reset)),
                     Outcome::Nothing => {}
                 },
-                Kind::Wake => {
-                    self.in_flight -= 1;
-                    self.listen_for_doorbell();
-                }
+                Kind::Wake => self.listen_for_doorbell(),
                 Kind::Cancel => {}
             }
         }
@@ -236,16 +175,11 @@ impl Driver for Uring {
     }
 
     fn has_ready(&self) -> bool {
-        !self.taken.is_empty()
+        self.ready() > 0
     }
 
     fn pause_reading(&mut self, paused: bool) {
         self.paused = paused;
-        if !paused {
-            for completion in self.aside.drain(..).rev() {
-                self.taken.push_front(completion);
-            }
-        }
     }
 
     fn adopt(&mut self, id: ConnectionId, stream: TcpStream) -> io::Result<()> {
@@ -353,7 +287,7 @@ impl Driver for Uring {
                 tracing::debug!(%error, "the ring cannot finish");
                 return;
             }
-            while let Some(completion) = self.taken.pop_front() {
+            while let Some(completion) = self.ring.next() {
                 match completion.kind() {
                     Kind::Send => drop(self.sent(completion)),
                     _ => self.discard(completion),
@@ -363,7 +297,10 @@ impl Driver for Uring {
     }
 
     fn counters(&self) -> Counters {
-        self.counters
+        Counters {
+            events: self.ring.events,
+            ..self.counters
+        }
     }
 }
 
@@ -409,6 +346,16 @@ impl Link {
 }
 
 impl Uring {
+    /// Completions that may be served now.
+    fn ready(&self) -> usize {
+        self.ring.ready() + if self.paused { 0 } else { self.aside.len() }
+    }
+
+    fn next(&mut self) -> Option<Completion> {
+        let put_aside = if self.paused { None } else { self.aside.pop_front() };
+        put_aside.or_else(|| self.ring.next())
+    }
+
     fn key(&self, id: ConnectionId) -> Option<u32> {
         let slot = self.slots.get(id.index as usize)?;
         (slot.generation == id.generation && slot.key != NO_KEY).then_some(slot.key)
@@ -419,15 +366,11 @@ impl Uring {
         let key = completion.key();
         let link = &mut self.links[key as usize];
         let id = link.id;
-        let goes_on = cqueue::more(completion.flags);
-        if !goes_on {
-            link.receiving = false;
-            self.in_flight -= 1;
-        }
-        let buffer = cqueue::buffer_select(completion.flags);
+        link.receiving = completion.goes_on();
+        let buffer = completion.buffer();
         if link.closing || link.broken {
             if let Some(buffer) = buffer {
-                self.buffers.give_back(buffer);
+                self.ring.buffers.give_back(buffer);
             }
             self.release_if_done(key);
             return Receipt::Nothing;
@@ -436,14 +379,14 @@ impl Uring {
             (1.., Some(buffer)) => {
                 self.counters.reads += 1;
                 self.counters.read_bytes += completion.result as u64;
-                if !goes_on {
+                if !completion.goes_on() {
                     self.receive(key);
                 }
                 Receipt::Bytes(id, buffer, completion.result as usize)
             }
             (0, buffer) => {
                 if let Some(buffer) = buffer {
-                    self.buffers.give_back(buffer);
+                    self.ring.buffers.give_back(buffer);
                 }
                 Receipt::Ended(id, SocketEnd::Eof)
             }
@@ -465,7 +408,6 @@ impl Uring {
     /// Takes in a completion of a send; what was not taken is sent again.
     fn sent(&mut self, completion: Completion) -> Outcome {
         let key = completion.key();
-        self.in_flight -= 1;
         let link = &mut self.links[key as usize];
         let id = link.id;
         let mut sending = link
@@ -516,14 +458,16 @@ impl Uring {
         let link = &mut self.links[key as usize];
         link.receiving = true;
         let user_data = Kind::Receive.user_data(key, link.usage);
-        let entry = opcode::RecvMulti::new(link.fd(), memory::GROUP).build();
-        self.in_flight += 1;
-        self.push(entry.user_data(user_data));
+        let entry = opcode::RecvMulti::new(link.fd(), memory::GROUP)
+            .build()
+            .user_data(user_data);
+        // SAFETY: it writes to the ring's own buffers only; `Drop` leaks them if the kernel may still do so.
+        unsafe { self.ring.start(&entry) };
     }
 
     /// Arms receives again that had ended for want of a buffer, if there is one now.
     fn feed_starved(&mut self) {
-        if self.starved.is_empty() || !self.buffers.any_free() {
+        if self.starved.is_empty() || !self.ring.buffers.any_free() {
             return;
         }
         for key in std::mem::take(&mut self.starved) {
@@ -551,88 +495,39 @@ impl Uring {
             let user_data = Kind::Send.user_data(key, link.usage);
             if let Some(sending) = &mut link.sending {
                 let entry = sending.operation(fd).user_data(user_data);
-                self.in_flight += 1;
-                self.push(entry);
+                // SAFETY: bytes and headers are in a boxed `Sending`, which its link holds until the completion and
+                // `Drop` leaks if there is none.
+                unsafe { self.ring.start(&entry) };
             }
         }
         self.sends = sends;
-        for target in std::mem::take(&mut self.cancels) {
-            let entry = opcode::AsyncCancel::new(target).build();
-            self.push(entry.user_data(Kind::Cancel.user_data(NO_KEY, 0)));
+        for target in self.cancels.drain(..) {
+            self.ring.cancel(target);
         }
     }
 
     fn listen_for_doorbell(&mut self) {
         let fd = types::Fd(self.doorbell.0.as_raw_fd());
         let entry = opcode::Read::new(fd, self.rung.as_mut_ptr(), 8).build();
-        self.in_flight += 1;
-        self.push(entry.user_data(Kind::Wake.user_data(NO_KEY, 0)));
+        let entry = entry.user_data(Kind::Wake.user_data(NO_KEY, 0));
+        // SAFETY: it writes to a box that lives as long as `self`, and that `Drop` leaks if it must.
+        unsafe { self.ring.start(&entry) };
     }
 
-    /// Queues an operation; if the queue is full, what is in it goes to the kernel first.
-    fn push(&mut self, entry: squeue::Entry) {
-        // SAFETY: all memory that operations name outlives them. A send's bytes and headers are in a `Sending` that
-        // its link holds until the completion; the doorbell's counter is a box of `self`; receive buffers belong to
-        // `Buffers`. `Drop` waits for all operations, and leaks the memory if some do not end.
-        while unsafe { self.ring.submission().push(&entry) }.is_err() {
-            if let Err(error) = self.call_kernel(Some(Duration::ZERO)) {
-                self.failure.get_or_insert(error);
-                return;
-            }
-        }
-    }
-
-    /// Gives all that was asked for to the kernel, waits at most `timeout` for a completion, and takes all there are.
+    /// Gives all that was asked for to the kernel and takes completions, waiting at most `timeout` for the first.
     fn enter(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         self.queue_lists();
-        match self.failure.take() {
-            Some(failure) => Err(failure),
-            None => self.call_kernel(timeout),
-        }
-    }
-
-    fn call_kernel(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        let waited = match timeout {
-            Some(Duration::ZERO) => self.ring.submit(),
-            Some(timeout) => {
-                let timespec = types::Timespec::from(timeout);
-                let arguments = types::SubmitArgs::new().timespec(&timespec);
-                self.ring.submitter().submit_with_args(1, &arguments)
-            }
-            None => self.ring.submit_and_wait(1),
-        };
-        match waited.map_err(|error| (error.raw_os_error(), error)) {
-            Ok(_) | Err((Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN), _)) => {}
-            Err((_, error)) => return Err(error),
-        }
-        for entry in self.ring.completion() {
-            self.counters.events += 1;
-            if cqueue::buffer_select(entry.flags()).is_some() {
-                self.buffers.taken();
-            }
-            let (user_data, result, flags) = (entry.user_data(), entry.result(), entry.flags());
-            self.taken.push_back(Completion {
-                user_data,
-                result,
-                flags,
-            });
-        }
-        Ok(())
+        self.ring.enter(timeout)
     }
 
     /// Takes in a completion that nobody will be told of.
     fn discard(&mut self, completion: Completion) {
-        if let Some(buffer) = cqueue::buffer_select(completion.flags) {
-            self.buffers.give_back(buffer);
+        if let Some(buffer) = completion.buffer() {
+            self.ring.buffers.give_back(buffer);
         }
-        let kind = completion.kind();
-        if kind == Kind::Cancel || cqueue::more(completion.flags) {
-            return;
-        }
-        self.in_flight -= 1;
         if let Some(link) = self.links.get_mut(completion.key() as usize) {
-            match kind {
-                Kind::Receive => link.receiving = false,
+            match completion.kind() {
+                Kind::Receive => link.receiving = completion.goes_on(),
                 _ => link.sending = None,
             }
             self.release_if_done(completion.key());
@@ -644,18 +539,14 @@ impl Uring {
         let deadline = Instant::now() + FINISH_MAX;
         // What is only queued cannot be cancelled yet.
         let mut entered = self.enter(Some(Duration::ZERO));
-        while self.in_flight > 0 && entered.is_ok() && Instant::now() < deadline {
-            // It fails if nothing is left to cancel: then completions are on their way.
-            let _ = self
-                .ring
-                .submitter()
-                .register_sync_cancel(None, types::CancelBuilder::any());
+        while self.ring.in_flight() > 0 && entered.is_ok() && Instant::now() < deadline {
+            self.ring.cancel_all();
             entered = self.enter(Some(Duration::from_millis(1)));
-            while let Some(completion) = self.taken.pop_front() {
+            while let Some(completion) = self.ring.next() {
                 self.discard(completion);
             }
         }
-        self.in_flight == 0
+        self.ring.in_flight() == 0
     }
 }
 
@@ -664,14 +555,14 @@ impl Drop for Uring {
         for completion in std::mem::take(&mut self.aside) {
             self.discard(completion);
         }
-        if self.in_flight == 0 || self.quiesce() {
+        if self.ring.in_flight() == 0 || self.quiesce() {
             return;
         }
         tracing::warn!(
-            operations = self.in_flight,
+            operations = self.ring.in_flight(),
             "the kernel keeps operations; their memory is given up"
         );
-        self.buffers.leak();
+        self.ring.buffers.leak();
         for link in &mut self.links {
             std::mem::forget(link.sending.take());
         }

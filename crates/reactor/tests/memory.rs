@@ -14,7 +14,7 @@ use reactor::DriverKind;
 use rustls::pki_types::{PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned};
 
-const CONNECTIONS: usize = 1000;
+const CONNECTIONS: usize = 500;
 
 /// Resident bytes of this process.
 fn resident_bytes() -> usize {

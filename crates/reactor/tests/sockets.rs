@@ -4,12 +4,14 @@
 
 mod common;
 
+use std::collections::HashSet;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener};
 use std::sync::mpsc::channel;
+use std::time::Instant;
 
 use bytes::Bytes;
-use common::{Ask, Bench, Probe, Seen, for_each_driver, pair, pattern};
+use common::{Ask, Bench, PATIENCE, Probe, Seen, for_each_driver, pair, pattern};
 use engine::{Close, SocketEnd, Wrote};
 use socket2::{Domain, SockRef, Socket, Type};
 
@@ -100,7 +102,7 @@ fn a_reset_is_told_once() {
         drop(client);
         assert_eq!(bench.ended(), (id, SocketEnd::Reset));
         assert_eq!(bench.stats().sockets, 0);
-        let Bench { group, seen } = bench;
+        let Bench { group, seen, .. } = bench;
         group.handles[0].stop();
         group.join().unwrap();
         assert_eq!(seen.try_iter().count(), 0);
@@ -220,8 +222,8 @@ fn bytes_read_before_the_hand_off_come_first() {
 fn two_thousand_connections_echo_and_their_slots_are_used_again() {
     for_each_driver(|driver| {
         let bench = Bench::new(driver, echo);
-        for round in 0..2u32 {
-            let mut clients: Vec<_> = (0..2000).map(|_| bench.connect().0).collect();
+        for (round, count) in [(0, 2000), (1, 200)] {
+            let mut clients: Vec<_> = (0..count).map(|_| bench.connect_unseen()).collect();
             for (number, client) in clients.iter_mut().enumerate() {
                 client.write_all(&(number as u32 + round).to_le_bytes()).unwrap();
             }
@@ -231,7 +233,7 @@ fn two_thousand_connections_echo_and_their_slots_are_used_again() {
                 assert_eq!(u32::from_le_bytes(back), number as u32 + round);
             }
             drop(clients);
-            for _ in 0..2000 {
+            for _ in 0..count {
                 assert_eq!(bench.ended().1, SocketEnd::Eof);
             }
         }
@@ -331,6 +333,98 @@ fn a_thread_that_is_awake_is_not_woken() {
             "woken {} times",
             after.wakeups - before
         );
+        bench.end();
+    });
+}
+
+#[test]
+fn a_finished_machine_ends_its_thread_after_its_last_words() {
+    for_each_driver(|driver| {
+        let bench = Bench::new(driver, Probe::without_echo);
+        let (mut client, id) = bench.connect();
+        bench.ask(Ask::LastWords(id, Bytes::from_static(b"bye")));
+        bench.ask(Ask::Finish);
+        bench.group.join().unwrap();
+        let mut got = Vec::new();
+        client.read_to_end(&mut got).unwrap();
+        assert_eq!(got, b"bye");
+    });
+}
+
+#[test]
+fn a_full_inbox_gives_letters_back() {
+    for_each_driver(|driver| {
+        let bench = Bench::new(driver, echo);
+        let (entered, inside) = channel();
+        let (release, released) = channel::<()>();
+        let call = Box::new(move |_: &mut Probe, _: &reactor::TurnStats| {
+            entered.send(()).unwrap();
+            released.recv().unwrap();
+        });
+        bench.handle().call(call).map_err(drop).unwrap();
+        inside.recv().unwrap();
+        let room = reactor::Options::default().ring;
+        for _ in 0..room {
+            bench.ask(Ask::Broadcast(Bytes::new()));
+        }
+        assert!(bench.handle().mail(Ask::Finish).is_err());
+        let (_client, stream) = pair();
+        let adoption = reactor::Adoption {
+            stream,
+            tls: None,
+            received: Bytes::new(),
+            opening: (),
+        };
+        assert!(bench.handle().adopt(adoption).is_err());
+        release.send(()).unwrap();
+        bench.end();
+    });
+}
+
+#[test]
+fn connections_that_come_and_go_in_any_way_leave_nothing_behind() {
+    for_each_driver(|driver| {
+        let bench = Bench::new(driver, echo);
+        let mut random = 1u64;
+        let mut choose = |of: u64| {
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (random >> 33) % of
+        };
+        let mut clients = Vec::new();
+        let mut opened = 0;
+        for _ in 0..2000 {
+            if clients.len() < 20 || choose(3) == 0 {
+                clients.push(bench.connect_unseen());
+                opened += 1;
+                continue;
+            }
+            let place = choose(clients.len() as u64) as usize;
+            match choose(3) {
+                0 => drop(clients.swap_remove(place)),
+                1 => {
+                    let client = clients.swap_remove(place);
+                    SockRef::from(&client)
+                        .set_linger(Some(std::time::Duration::ZERO))
+                        .unwrap();
+                }
+                _ => clients[place].write_all(&pattern(choose(4000) as usize)).unwrap(),
+            }
+        }
+        drop(clients);
+        let mut gone = HashSet::new();
+        while gone.len() < opened {
+            if let Seen::Ended(id, _) | Seen::Wrote(id, Wrote::Failed) = bench.next() {
+                gone.insert(id);
+            }
+        }
+        // Those whose end came in order are let go when their echo has left or failed.
+        let deadline = Instant::now() + PATIENCE;
+        while bench.stats().sockets > 0 && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+        assert_eq!(bench.stats().sockets, 0);
         bench.end();
     });
 }

@@ -39,6 +39,8 @@ pub enum Ask {
     LastWords(ConnectionId, Bytes),
     Shutdown(ConnectionId),
     Close(ConnectionId, Close),
+    /// The machine's work is over.
+    Finish,
     /// Writes to all connections.
     Broadcast(Bytes),
 }
@@ -58,6 +60,7 @@ pub struct Probe {
     echo: bool,
     /// Closes a connection when the peer has ended it and all was sent.
     close_at_end: bool,
+    finished: bool,
     slots: Vec<Slot>,
     seen: Sender<Seen>,
 }
@@ -67,6 +70,7 @@ impl Probe {
         Probe {
             echo: true,
             close_at_end: true,
+            finished: false,
             slots: Vec::new(),
             seen,
         }
@@ -158,6 +162,7 @@ impl Machine for Probe {
                 actions.write(id, &[bytes]);
                 self.close(id, Close::Orderly, actions);
             }
+            Ask::Finish => self.finished = true,
             Ask::Shutdown(id) => actions.shutdown(id),
             Ask::Close(id, how) => self.close(id, how, actions),
             Ask::Broadcast(bytes) => {
@@ -201,12 +206,17 @@ impl Machine for Probe {
     fn next_deadline(&self) -> Option<Time> {
         None
     }
+
+    fn finished(&self) -> bool {
+        self.finished
+    }
 }
 
 /// One running machine and what it tells.
 pub struct Bench {
     pub group: Group<Probe>,
     pub seen: Receiver<Seen>,
+    listener: TcpListener,
 }
 
 impl Bench {
@@ -217,7 +227,11 @@ impl Bench {
             ..Options::default()
         };
         let group = spawn(1, &options, |_| adjust(Probe::new(sender.clone()))).unwrap();
-        Bench { group, seen }
+        Bench {
+            group,
+            seen,
+            listener: listener(),
+        }
     }
 
     pub fn handle(&self) -> &Handle<Probe> {
@@ -226,7 +240,7 @@ impl Bench {
 
     /// Hands over one end of a new connection; gives the other and the id.
     pub fn connect(&self) -> (TcpStream, ConnectionId) {
-        let (client, server) = pair();
+        let (client, server) = pair_of(&self.listener);
         self.adopt(server, Bytes::new(), None);
         (client, self.opened())
     }
@@ -242,6 +256,22 @@ impl Bench {
             })
             .map_err(drop)
             .unwrap();
+    }
+
+    /// As `connect`, without waiting.
+    pub fn connect_unseen(&self) -> TcpStream {
+        let (client, stream) = pair_of(&self.listener);
+        let mut adoption = Adoption {
+            stream,
+            tls: None,
+            received: Bytes::new(),
+            opening: (),
+        };
+        while let Err(back) = self.handle().adopt(adoption) {
+            adoption = back;
+            std::thread::yield_now();
+        }
+        client
     }
 
     pub fn opened(&self) -> ConnectionId {
@@ -285,7 +315,15 @@ impl Bench {
 
 /// Two connected blocking sockets on loopback.
 pub fn pair() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    pair_of(&listener())
+}
+
+fn listener() -> TcpListener {
+    TcpListener::bind("127.0.0.1:0").unwrap()
+}
+
+/// The same by a listener that nobody else uses.
+fn pair_of(listener: &TcpListener) -> (TcpStream, TcpStream) {
     let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     client.set_read_timeout(Some(PATIENCE)).unwrap();
     client.set_nodelay(true).unwrap();
