@@ -372,7 +372,8 @@ impl Core {
         // A peer that said it would send nothing more, or cannot take more, gets no more messages.
         if matches!(cause, Cause::Peer(_) | Cause::SlowConsumer | Cause::PongTimeout) {
             self.counters.dropped_closed += outbound.lanes.clear() as u64;
-            outbound.pong = None;
+            outbound.pongs.clear();
+            outbound.pongs_waiting = 0;
             self.slots.clear(connection.index, QUEUED);
         }
         let patience = match (cause, self.drain) {

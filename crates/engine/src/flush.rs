@@ -439,8 +439,13 @@ impl Core {
         if std::mem::take(&mut state.ping_due) {
             parts.push(Bytes::from_static(PING));
         }
-        if let Some(pong) = state.outbound.as_mut().and_then(|outbound| outbound.pong.take()) {
-            parts.push(pong);
+        if let Some(outbound) = state
+            .outbound
+            .as_mut()
+            .filter(|outbound| outbound.pongs_waiting > 0)
+        {
+            outbound.pongs_waiting = 0;
+            parts.push(std::mem::take(&mut outbound.pongs).freeze());
         }
     }
 
@@ -511,7 +516,10 @@ impl Core {
     /// Goes on with a close whose frame has left: lets the socket go, or waits for the peer's part until the deadline.
     pub(crate) fn finish_close(&mut self, index: u32, actions: &mut impl Actions<Mail>) {
         let id = self.slots.id(index);
-        let close_deadline = self.now + self.config.heartbeat.close_timeout;
+        let mut close_deadline = self.now + self.config.heartbeat.close_timeout;
+        if let Some(drain) = self.drain {
+            close_deadline = close_deadline.min(drain.deadline);
+        }
         let Some(state) = self.slots.at(index) else { return };
         match state.phase {
             // RFC 6455 section 7.1.1: the server closes the TCP connection first.

@@ -17,6 +17,12 @@ pub const QUEUED_MESSAGE_BYTES: usize = 96;
 /// The largest payload of a control frame (RFC 6455 section 5.5).
 pub const CONTROL_PAYLOAD_BYTES_MAX: usize = 125;
 
+/// Bytes of pongs that wait for one connection in one turn. A peer that pings faster gets the newest ones only; one that does not
+/// read gets the last.
+pub const PONGS_BYTES_MAX: usize = 2_048;
+
+const _: () = assert!(PONGS_BYTES_MAX >= CONTROL_PAYLOAD_BYTES_MAX + HEADER_BYTES_MAX);
+
 /// The bounds of one shard. Counts are plain numbers, sizes are bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -146,7 +152,7 @@ impl Limits {
         let largest_frame = self.message_bytes_max + HEADER_BYTES_MAX;
         let partial = 2 * self.message_bytes_max + CONTROL_PAYLOAD_BYTES_MAX;
         let queue = self.queue_bytes_max + self.queue_messages_max * QUEUED_MESSAGE_BYTES;
-        let pong_and_close = 2 * (CONTROL_PAYLOAD_BYTES_MAX + HEADER_BYTES_MAX);
+        let pong_and_close = PONGS_BYTES_MAX + CONTROL_PAYLOAD_BYTES_MAX + HEADER_BYTES_MAX;
         // A write that stalls keeps whole batches alive of which only a part is still to be sent.
         let handed = self.write_bytes_max.max(largest_frame) + self.due_bytes_max + largest_frame;
         IDLE_CONNECTION_BYTES + partial + queue + pong_and_close + handed

@@ -1,11 +1,11 @@
 //! The shard: the core and an application, as a machine that a driver runs.
 
-use bytes::BytesMut;
-use wire::{DeflateParams, Item, Opcode, encode_frame};
+use wire::{DeflateParams, HEADER_BYTES_MAX, Item, Opcode, encode_frame};
 
 use crate::config::ShardConfig;
 use crate::core::{Core, Message};
 use crate::counters::{Cause, Counters};
+use crate::limits::PONGS_BYTES_MAX;
 use crate::machine::{Actions, Close, Machine, SocketEnd};
 use crate::mail::Mail;
 use crate::slots::{PENDING, Phase};
@@ -121,15 +121,20 @@ impl<A: Application> Shard<A> {
         true
     }
 
+    /// Answers a ping. All are answered while the peer reads; only the last one if it does not (RFC 6455 section 5.5.3).
     fn pong(&mut self, connection: ConnectionId, payload: &[u8]) {
+        let blocked = self.core.slots.has(connection.index, PENDING);
         let Some(state) = self.core.slots.get(connection) else {
             return;
         };
-        let mut frame = BytesMut::with_capacity(payload.len() + 2);
-        encode_frame(&mut frame, Opcode::Pong, false, payload);
-        if state.outbound().pong.replace(frame.freeze()).is_some() {
-            self.core.counters.pongs_skipped += 1;
+        let outbound = state.outbound();
+        let frame_bytes = payload.len() + HEADER_BYTES_MAX;
+        if blocked || outbound.pongs.len() + frame_bytes > PONGS_BYTES_MAX {
+            self.core.counters.pongs_skipped += u64::from(std::mem::take(&mut outbound.pongs_waiting));
+            outbound.pongs.clear();
         }
+        encode_frame(&mut outbound.pongs, Opcode::Pong, false, payload);
+        outbound.pongs_waiting += 1;
         self.core.mark(connection.index);
     }
 

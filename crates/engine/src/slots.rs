@@ -8,7 +8,7 @@ use wire::Decoder;
 
 use crate::lanes::Lanes;
 use crate::{ConnectionId, Time};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 /// What the fan-out must know of a connection. All clear: the next frames can be written at once, plain and all of them.
 #[derive(Clone, Copy, Debug, Default)]
@@ -49,8 +49,10 @@ pub(crate) enum Phase {
 #[derive(Debug, Default)]
 pub(crate) struct Outbound {
     pub lanes: Lanes,
-    /// The one pong that waits; a newer ping replaces it (RFC 6455 section 5.5.3).
-    pub pong: Option<Bytes>,
+    /// Pongs to leave with the next write. While a write is pending there is one at the most: a newer ping replaces it
+    /// (RFC 6455 section 5.5.3).
+    pub pongs: BytesMut,
+    pub pongs_waiting: u32,
     /// The close frame: leaves last.
     pub close: Option<Bytes>,
 }

@@ -117,6 +117,37 @@ fn a_slot_is_used_again_under_another_id() {
 }
 
 #[test]
+fn every_ping_is_answered_to_a_peer_that_reads() {
+    let mut node = Node::one(ShardConfig::default());
+    let client = node.connect(0, "");
+    for number in 0..10u8 {
+        node.receive(client, Opcode::Ping, &[number]);
+    }
+    node.turn();
+    assert_eq!(
+        node.seen(client),
+        (0..10u8)
+            .map(|number| Seen::Pong(vec![number]))
+            .collect::<Vec<_>>()
+    );
+    assert_eq!(node.socket(client).writes, 1);
+}
+
+#[test]
+fn pongs_of_one_turn_are_bounded_and_the_last_is_among_them() {
+    let mut node = Node::one(ShardConfig::default());
+    let client = node.connect(0, "");
+    for number in 0..1_000u32 {
+        node.receive(client, Opcode::Ping, &number.to_be_bytes().repeat(20));
+    }
+    node.turn();
+    assert!(node.socket(client).sent.len() <= engine::limits::PONGS_BYTES_MAX);
+    let seen = node.seen(client);
+    assert_eq!(seen.last(), Some(&Seen::Pong(999u32.to_be_bytes().repeat(20))));
+    assert_eq!(node.counters().pongs_skipped, 1_000 - seen.len() as u64);
+}
+
+#[test]
 fn only_the_last_of_many_pings_is_answered_to_a_peer_that_does_not_read() {
     let mut node = Node::one(ShardConfig::default());
     let client = node.connect(0, "");
@@ -288,6 +319,15 @@ fn a_drain_is_over_in_time_whatever_peers_do() {
     node.turn();
     node.mail(0, Mail::Drain { within: 10 * SECOND });
     node.pass(11 * SECOND);
+    assert!(node.shards[0].finished());
+}
+
+#[test]
+fn a_short_drain_does_not_wait_for_a_mute_peer() {
+    let mut node = Node::one(ShardConfig::default());
+    node.connect(0, "room");
+    node.mail(0, Mail::Drain { within: SECOND });
+    node.pass(SECOND + Duration::from_millis(20));
     assert!(node.shards[0].finished());
 }
 
