@@ -9,7 +9,6 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 use reactor::DriverKind;
 
-use crate::html;
 use crate::limit::{Limit, Mode};
 use crate::plan::{BenchError, Format, Pace, Plan, Protocol, Scenario, Traffic};
 use crate::report::Report;
@@ -334,7 +333,7 @@ impl CommonArgs {
             write_file(path, &(report.to_json() + "\n"))?;
         }
         match &self.html {
-            Some(path) => write_file(path, &html::page(report)),
+            Some(path) => write_file(path, &report.to_html()),
             None => Ok(()),
         }
     }

@@ -8,6 +8,7 @@ use wire::handshake::client::Rejection;
 use wire::{ClientHandshake, Codec, Decoder, Item, Opcode, Role, Violation, close, encode_masked};
 
 use crate::plan::{Format, Protocol};
+use crate::random::Random;
 use crate::target::Target;
 
 /// The event that carries a payload in Socket.IO, up to the payload.
@@ -23,7 +24,9 @@ pub(crate) struct Dialect {
     host: String,
     path: String,
     codec: Codec,
-    keys: Keys,
+    /// For handshake and masking keys. Nobody between this client and its own server is to be fooled, which is what
+    /// unpredictable keys are for.
+    random: Random,
 }
 
 impl Dialect {
@@ -45,13 +48,13 @@ impl Dialect {
             host: target.authority(),
             path: path.to_owned(),
             codec: Codec::new(Role::Client, message_bytes_max),
-            keys: Keys(seed),
+            random: Random::new(seed),
         }
     }
 
     /// Appends the frame that carries `payload` to `out`; `scratch` is for what stands around it.
     pub(crate) fn frame(&mut self, payload: &[u8], scratch: &mut Vec<u8>, out: &mut BytesMut) {
-        let key = self.keys.mask();
+        let key = self.mask();
         match self.protocol {
             Protocol::Plain => encode_masked(out, true, false, self.opcode, payload, key),
             Protocol::SocketIo => {
@@ -65,30 +68,16 @@ impl Dialect {
     }
 
     fn control(&mut self, opcode: Opcode, payload: &[u8], out: &mut BytesMut) {
-        encode_masked(out, true, false, opcode, payload, self.keys.mask());
-    }
-}
-
-/// Keys that are cheap and differ (splitmix64). Nobody between this client and its own server is to be fooled, which
-/// is what unpredictable keys are for.
-#[derive(Debug)]
-struct Keys(u64);
-
-impl Keys {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ mixed >> 31
+        let key = self.mask();
+        encode_masked(out, true, false, opcode, payload, key);
     }
 
     fn mask(&mut self) -> [u8; 4] {
-        (self.next() as u32).to_ne_bytes()
+        (self.random.next() as u32).to_ne_bytes()
     }
 
-    fn handshake(&mut self) -> [u8; 16] {
-        (u128::from(self.next()) << 64 | u128::from(self.next())).to_ne_bytes()
+    fn handshake_key(&mut self) -> [u8; 16] {
+        (u128::from(self.random.next()) << 64 | u128::from(self.random.next())).to_ne_bytes()
     }
 }
 
@@ -96,7 +85,7 @@ impl Keys {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
     /// The loader's system gave no socket, or the connect failed at once.
-    Dial(std::io::ErrorKind),
+    Dial(String),
     /// It did not open in time.
     Timeout,
     /// The answer to the upgrade request was not what it had to be.
@@ -114,7 +103,7 @@ pub(crate) enum Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Failure::Dial(kind) => write!(formatter, "connect: {kind}"),
+            Failure::Dial(error) => write!(formatter, "connect: {error}"),
             Failure::Timeout => formatter.write_str("connect timed out"),
             Failure::Handshake(rejection) => write!(formatter, "upgrade: {rejection}"),
             Failure::Greeting => formatter.write_str("Socket.IO handshake refused"),
@@ -165,7 +154,7 @@ pub(crate) struct Client {
 impl Client {
     /// A client that begins with its upgrade request in `out`.
     pub(crate) fn new(dialect: &mut Dialect) -> Client {
-        let key = dialect.keys.handshake();
+        let key = dialect.handshake_key();
         let request = ClientHandshake::new(&dialect.host, &dialect.path, key).request();
         Client {
             stage: Stage::Upgrading {

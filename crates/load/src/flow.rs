@@ -9,11 +9,14 @@ use crate::checker::{Checker, Violations};
 use crate::client::Dialect;
 use crate::payload::{Kind, Payloads};
 use crate::plan::{Pace, Traffic};
+use crate::random::Random;
 
 /// Longest latency that is told apart, ns: ten minutes.
 const LATENCY_NS_MAX: u64 = 600_000_000_000;
 /// Most messages that wait for senders whose sockets are full; beyond it they are not sent, which fails the run.
 const BACKLOG_MAX: usize = 1 << 20;
+/// A message that waited so long for its sender's socket, ns, is one that the server did not take.
+const LATE_NS: u64 = 1_000_000_000;
 /// Most bytes that a sender writes in one turn.
 const TURN_BYTES_MAX: usize = 256 << 10;
 
@@ -33,6 +36,15 @@ struct Sender {
     /// With a window: receivers that do not have the message yet, from the oldest unfinished one on.
     owing: VecDeque<u32>,
     alive: bool,
+}
+
+/// Senders are evenly paced each, and know nothing of each other: their messages meet as chance has it, but in the
+/// same way in each run, so that runs compare.
+fn phases(senders: usize) -> Vec<f64> {
+    let mut random = Random::new(senders as u64);
+    let mut phases: Vec<f64> = (0..senders).map(|_| random.fraction()).collect();
+    phases.sort_by(f64::total_cmp);
+    phases
 }
 
 /// See the module's page. Made by the client machine once all connections are open.
@@ -55,6 +67,8 @@ pub(crate) struct Flow {
     started_ns: u64,
     /// With a rate: messages scheduled since the start.
     scheduled: u64,
+    /// With a rate: when in each round of all senders each of them sends, from 0 to 1, ascending.
+    phases: Vec<f64>,
     backlog: usize,
     outstanding: u64,
     counts: Counts,
@@ -103,6 +117,7 @@ impl Flow {
             echo,
             checker: Checker::new(present.len() + guests, senders.len()),
             latency: histogram(),
+            phases: phases(senders.len()),
             senders,
             present_count: present.iter().filter(|there| **there).count() as u32,
             probed: vec![false; present.len()],
@@ -169,25 +184,29 @@ impl Flow {
         self.recording = true;
     }
 
-    /// Nothing more is sent or recorded; what is under way is still checked.
-    pub(crate) fn stop(&mut self) {
+    /// Nothing more is sent or recorded; what is under way is still checked. Messages of a rate that have waited long
+    /// for their sockets count as unsent.
+    pub(crate) fn stop(&mut self, now_ns: u64) {
         self.sending = false;
         self.recording = false;
         for sender in &mut self.senders {
-            self.backlog -= if matches!(self.pace, Pace::Rate(_)) {
-                sender.due.len()
-            } else {
-                0
-            };
+            if matches!(self.pace, Pace::Rate(_)) {
+                let late = |due_ns: &&u64| **due_ns + LATE_NS < now_ns;
+                self.counts.unsent += sender.due.iter().filter(late).count() as u64;
+            }
             sender.due.clear();
         }
+        self.backlog = 0;
     }
 
     /// With a rate: when the next message is due, ns.
     pub(crate) fn next_due_ns(&self) -> Option<u64> {
         match self.pace {
             Pace::Rate(rate) if self.sending => {
-                Some(self.started_ns + (self.scheduled as f64 * 1e9 / rate) as u64)
+                let senders = self.phases.len() as u64;
+                let phase = self.phases[(self.scheduled % senders) as usize];
+                let rounds = (self.scheduled / senders) as f64 + phase;
+                Some(self.started_ns + (rounds * senders as f64 * 1e9 / rate) as u64)
             }
             _ => None,
         }
@@ -442,11 +461,22 @@ mod tests {
     #[test]
     fn a_rate_is_kept_by_the_clock_and_shared_by_the_senders() {
         let mut rig = Rig::new(3, 2, Pace::Rate(1_000.0), false);
-        rig.flow.schedule(2_500_000, |_| {});
-        assert_eq!((rig.take(0), rig.take(1)), (2, 1));
-        assert_eq!(rig.flow.next_due_ns(), Some(3_000_000));
-        rig.flow.stop();
+        // A round of both takes 2 ms; in three of them each sends three times, at its own phase.
+        rig.flow.schedule(5_999_999, |_| {});
+        assert_eq!((rig.take(0), rig.take(1)), (3, 3));
+        let next_ns = rig.flow.next_due_ns().unwrap();
+        assert_eq!(next_ns, 6_000_000 + (phases(2)[0] * 2e6) as u64);
+        rig.flow.stop(6_000_000);
         assert_eq!(rig.flow.next_due_ns(), None);
+    }
+
+    #[test]
+    fn messages_that_waited_long_for_their_socket_are_unsent() {
+        let mut rig = Rig::new(3, 1, Pace::Rate(1_000.0), false);
+        // Due in the 1st, 2nd, 3rd and 4th ms, at the same phase of each.
+        rig.flow.schedule(3_999_999, |_| {});
+        rig.flow.stop(LATE_NS + 2_000_000);
+        assert_eq!(rig.flow.counts().unsent, 2);
     }
 
     #[test]

@@ -7,10 +7,12 @@ const PAGE: &str = include_str!("report.html");
 const DATA: &str = "/*DATA*/null";
 const ROWS: &str = "/*ROWS*/null";
 
-/// The page for a report.
-pub(crate) fn page(report: &Report) -> String {
-    PAGE.replace(DATA, &script(&report))
-        .replace(ROWS, &script(&report.rows()))
+impl Report {
+    /// The page for people: figures and plots, light and dark, in one file.
+    pub fn to_html(&self) -> String {
+        PAGE.replace(DATA, &script(self))
+            .replace(ROWS, &script(&self.rows()))
+    }
 }
 
 /// JSON that may stand inside a `<script>` element: nothing in it can end the element.

@@ -22,6 +22,7 @@ mod phases;
 pub mod plan;
 mod process;
 mod progress;
+mod random;
 pub mod report;
 mod run;
 mod stalled;

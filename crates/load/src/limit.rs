@@ -90,8 +90,8 @@ struct Peer {
     held: Vec<u8>,
 }
 
-/// Why a peer is dropped.
-enum Drop {
+/// Why a peer is let go.
+enum Departure {
     /// It went away.
     Gone,
     /// A send would have blocked.
@@ -206,19 +206,19 @@ impl Limit {
 
     /// Reads what `slot` has, appends its messages to the turn. An event of a peer that ended earlier in the same
     /// turn finds the slot empty, or a newcomer with nothing to read: both are harmless.
-    fn read(&mut self, slot: usize, scratch: &mut [u8]) -> Result<(), Drop> {
+    fn read(&mut self, slot: usize, scratch: &mut [u8]) -> Result<(), Departure> {
         let Some(peer) = self.peers[slot].as_mut() else {
             return Ok(());
         };
         let start = self.turn.len();
         loop {
             let count = match peer.stream.read(scratch) {
-                Ok(0) => return Err(Drop::Gone),
+                Ok(0) => return Err(Departure::Gone),
                 Ok(count) => count,
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock => break,
                     io::ErrorKind::Interrupted => continue,
-                    _ => return Err(Drop::Gone),
+                    _ => return Err(Departure::Gone),
                 },
             };
             if peer.held.is_empty() {
@@ -286,20 +286,20 @@ impl Limit {
         };
         let why = match sent {
             Ok(count) if count == head.len() + tail.len() => return,
-            Ok(_) => Drop::Blocked,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Drop::Blocked,
-            Err(_) => Drop::Gone,
+            Ok(_) => Departure::Blocked,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Departure::Blocked,
+            Err(_) => Departure::Gone,
         };
         self.drop_peer(slot, &why);
     }
 
-    fn drop_peer(&mut self, slot: usize, why: &Drop) {
+    fn drop_peer(&mut self, slot: usize, why: &Departure) {
         self.peers[slot] = None;
         self.free.push(slot);
         match why {
-            Drop::Gone => {}
-            Drop::Refused => self.totals.refused += 1,
-            Drop::Blocked => {
+            Departure::Gone => {}
+            Departure::Refused => self.totals.refused += 1,
+            Departure::Blocked => {
                 if self.totals.blocked == 0 {
                     eprintln!("a connection was dropped since a send to it would have blocked (said once)");
                 }
@@ -314,7 +314,12 @@ impl Limit {
 
 impl Peer {
     /// Takes as many whole requests and frames from `bytes` as there are; the number of bytes taken.
-    fn take(&mut self, bytes: &mut [u8], turn: &mut BytesMut, totals: &mut Totals) -> Result<usize, Drop> {
+    fn take(
+        &mut self,
+        bytes: &mut [u8],
+        turn: &mut BytesMut,
+        totals: &mut Totals,
+    ) -> Result<usize, Departure> {
         let mut taken = 0;
         if !self.upgraded {
             let Some(length) = self.upgrade(bytes)? else {
@@ -326,7 +331,7 @@ impl Peer {
         while let Some((header, place)) = whole_frame(&bytes[taken..])? {
             let payload = &mut bytes[taken + place.start..taken + place.end];
             taken += place.end;
-            apply_mask(header.mask.ok_or(Drop::Refused)?, 0, payload);
+            apply_mask(header.mask.ok_or(Departure::Refused)?, 0, payload);
             match header.opcode {
                 Opcode::Text | Opcode::Binary if header.fin => {
                     totals.messages += 1;
@@ -336,17 +341,17 @@ impl Peer {
                 Opcode::Pong => {}
                 Opcode::Close => {
                     self.answer(Opcode::Close, payload)?;
-                    return Err(Drop::Gone);
+                    return Err(Departure::Gone);
                 }
-                _ => return Err(Drop::Refused),
+                _ => return Err(Departure::Refused),
             }
         }
         Ok(taken)
     }
 
     /// Answers the upgrade request at the start of `bytes`; its length, or `None` while its end has not come.
-    fn upgrade(&mut self, bytes: &[u8]) -> Result<Option<usize>, Drop> {
-        let Some(head) = parse_head(bytes).map_err(|_| Drop::Refused)? else {
+    fn upgrade(&mut self, bytes: &[u8]) -> Result<Option<usize>, Departure> {
+        let Some(head) = parse_head(bytes).map_err(|_| Departure::Refused)? else {
             return Ok(None);
         };
         let mut answer = BytesMut::new();
@@ -357,31 +362,33 @@ impl Peer {
         }
         self.write_whole(&answer)?;
         self.upgraded = true;
-        checked.map(|_| Some(head.head_bytes)).map_err(|_| Drop::Refused)
+        checked
+            .map(|_| Some(head.head_bytes))
+            .map_err(|_| Departure::Refused)
     }
 
-    fn answer(&mut self, opcode: Opcode, payload: &[u8]) -> Result<(), Drop> {
+    fn answer(&mut self, opcode: Opcode, payload: &[u8]) -> Result<(), Departure> {
         let mut frame = BytesMut::new();
         encode_frame(&mut frame, opcode, false, payload);
         self.write_whole(&frame)
     }
 
-    fn write_whole(&mut self, bytes: &[u8]) -> Result<(), Drop> {
+    fn write_whole(&mut self, bytes: &[u8]) -> Result<(), Departure> {
         match self.stream.write(bytes) {
             Ok(count) if count == bytes.len() => Ok(()),
-            _ => Err(Drop::Blocked),
+            _ => Err(Departure::Blocked),
         }
     }
 }
 
 /// The header of the whole frame that `bytes` starts with, and where its payload lies; `None` while its end has not
 /// come.
-fn whole_frame(bytes: &[u8]) -> Result<Option<(Header, Range<usize>)>, Drop> {
-    let Some((header, start)) = Header::parse(bytes).map_err(|_| Drop::Refused)? else {
+fn whole_frame(bytes: &[u8]) -> Result<Option<(Header, Range<usize>)>, Departure> {
+    let Some((header, start)) = Header::parse(bytes).map_err(|_| Departure::Refused)? else {
         return Ok(None);
     };
     if header.payload_bytes > MESSAGE_BYTES_MAX as u64 {
-        return Err(Drop::Refused);
+        return Err(Departure::Refused);
     }
     let payload = start..start + header.payload_bytes as usize;
     Ok((bytes.len() >= payload.end).then_some((header, payload)))

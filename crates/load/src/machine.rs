@@ -218,7 +218,7 @@ impl Clients {
         match self.world().dial(Opening { member, dialed_ns }) {
             Ok(()) => self.opener.dialed(),
             Err(error) => {
-                self.fail(&Failure::Dial(error.kind()), 1);
+                self.fail(&Failure::Dial(error.to_string()), 1);
                 self.guests.release(member);
             }
         }

@@ -6,6 +6,8 @@ use engine::ConnectionId;
 
 /// Dials in one turn, so that a storm does not starve what is open already.
 const DIALS_PER_TURN: usize = 64;
+/// A round that opens fewer than ten connections a second is given up.
+const CONNECT_NS_MAX: u64 = 100_000_000;
 
 /// See the module's page. One for each run; [`Opener::refill`] begins another round.
 #[derive(Debug)]
@@ -19,8 +21,10 @@ pub(crate) struct Opener {
     under_way: usize,
     /// Adopted sockets by the time at which they must be open; those that are open by then are skipped.
     deadlines: VecDeque<(u64, ConnectionId)>,
-    /// When a connection opened or failed last, or the round began.
+    /// When a connection opened last, or the round began.
     progress_ns: u64,
+    /// When the round is given up, however it goes.
+    end_ns: u64,
 }
 
 impl Opener {
@@ -33,12 +37,14 @@ impl Opener {
             under_way: 0,
             deadlines: VecDeque::new(),
             progress_ns: 0,
+            end_ns: 0,
         }
     }
 
     /// Members `0..count` are to be opened.
     pub(crate) fn refill(&mut self, count: usize, now_ns: u64) {
         (self.next, self.end, self.progress_ns) = (0, count, now_ns);
+        self.end_ns = now_ns + 2 * self.timeout_ns + count as u64 * CONNECT_NS_MAX;
     }
 
     /// The members to dial now.
@@ -59,9 +65,9 @@ impl Opener {
         self.next == self.end && self.under_way == 0
     }
 
-    /// No connection opened for so long that the rest is not worth trying.
+    /// No connection opened for so long, or so few, that the rest is not worth trying.
     pub(crate) fn is_stuck(&self, now_ns: u64) -> bool {
-        !self.is_done() && now_ns > self.progress_ns + 2 * self.timeout_ns
+        !self.is_done() && now_ns > self.end_ns.min(self.progress_ns + 2 * self.timeout_ns)
     }
 
     /// The rest is not dialed any more; how many these are.

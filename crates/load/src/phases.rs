@@ -32,6 +32,8 @@ const CLOSES_PER_TURN: usize = 256;
 /// Points of the series over the measurement, and the shortest distance between two.
 const TICKS: u64 = 100;
 const TICK_NS_MIN: u64 = SECOND_NS / 20;
+/// Longest time between two looks at whether deliveries still come.
+const LOOK_NS_MAX: u64 = SECOND_NS;
 /// Below this the reactor's sleep is too coarse: the machine asks for turns until the moment has come.
 const POLL_NS: u64 = 1_500_000;
 
@@ -110,6 +112,8 @@ impl Guests {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Ticks {
     next_ns: u64,
+    /// When the series gets its next point.
+    point_ns: u64,
     /// When a delivery came last, as far as ticks can tell.
     progress_ns: u64,
     deliveries: u64,
@@ -213,12 +217,16 @@ impl Clients {
 
     fn tick(&mut self) {
         let every_ns = (nanoseconds(self.plan.duration) / TICKS).max(TICK_NS_MIN);
-        self.clock.next_ns = self.now_ns + every_ns;
-        let mark = self.mark();
-        self.findings.series.push(mark);
+        self.clock.next_ns = self.now_ns + every_ns.min(LOOK_NS_MAX);
+        if self.now_ns >= self.clock.point_ns {
+            self.clock.point_ns = self.now_ns + every_ns;
+            let mark = self.mark();
+            self.findings.series.push(mark);
+        }
+        let deliveries = self.counts().deliveries_ever;
         let owes = self.flow.as_ref().is_some_and(|flow| flow.outstanding() > 0);
-        if mark.deliveries != self.clock.deliveries || !owes {
-            self.clock.deliveries = mark.deliveries;
+        if deliveries != self.clock.deliveries || !owes {
+            self.clock.deliveries = deliveries;
             self.clock.progress_ns = self.now_ns;
         }
         let Some(flow) = &self.flow else { return };
@@ -393,7 +401,7 @@ impl Clients {
         let mark = self.mark();
         self.findings.end = Some(mark);
         if let Some(flow) = &mut self.flow {
-            flow.stop();
+            flow.stop(self.now_ns);
         }
         self.guests.next_ns = None;
         self.phase = Phase::Draining {
@@ -404,7 +412,8 @@ impl Clients {
 
     fn draining(&mut self, until_ns: u64) {
         let owed = self.flow.as_ref().map_or(0, Flow::outstanding);
-        if owed == 0 || self.now_ns >= until_ns {
+        // A guest that is still connecting is waited for: it is no failure yet.
+        if (owed == 0 && self.opener.is_done()) || self.now_ns >= until_ns {
             self.close_all();
         }
     }
@@ -412,8 +421,12 @@ impl Clients {
     /// Something makes the rest of the run pointless.
     fn stop_early(&mut self, why: String) {
         self.findings.broke.get_or_insert(why);
+        if self.findings.begin.is_some() && self.findings.end.is_none() {
+            let mark = self.mark();
+            self.findings.end = Some(mark);
+        }
         if let Some(flow) = &mut self.flow {
-            flow.stop();
+            flow.stop(self.now_ns);
         }
         self.close_all();
     }
@@ -448,7 +461,7 @@ impl Clients {
             if entry.client.is_open() {
                 self.close_client(id);
             } else if !entry.client.is_closing() {
-                // A guest that was still connecting.
+                // It was connecting all through the drain.
                 self.lost(id, &Failure::Timeout, Close::Abort, actions);
             }
         }

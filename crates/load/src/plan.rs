@@ -101,8 +101,8 @@ pub enum Format {
 pub enum Pace {
     /// So many messages for each sender at a time; the next goes when one has reached all its receivers.
     InFlight(u32),
-    /// So many messages a second in all, evenly spaced, whatever the server does. Latency counts from when a message
-    /// was due, so that a server that stalls is charged for the messages it kept from being sent.
+    /// So many messages a second in all, whatever the server does. Each sender is evenly paced, at a phase of its own
+    /// that is the same in each run. Latency counts from when a message was due, so that a server that stalls is charged for the messages it kept from being sent.
     Rate(f64),
 }
 
@@ -277,10 +277,10 @@ impl Plan {
         let complain = |text: String| Err(BenchError::Plan(text));
         match self.scenario {
             Scenario::Connect { rounds: 0 } => return complain("--rounds must be at least 1".to_owned()),
-            Scenario::Churn { rate, hold, .. } => {
-                if !(rate > 0.0 && rate <= 100_000.0) || hold.is_zero() {
-                    return complain("--churn-rate must be above 0 and --churn-hold above 0".to_owned());
-                }
+            Scenario::Churn { rate, hold, .. } if !(rate > 0.0 && rate <= 100_000.0) || hold.is_zero() => {
+                return complain(
+                    "--churn-rate must be from above 0 to 100,000, --churn-hold above 0".to_owned(),
+                );
             }
             Scenario::Slow { share, .. } if !(share > 0.0 && share < 1.0) => {
                 return complain("--slow-share must be above 0 and below 1".to_owned());

@@ -22,13 +22,18 @@ const LOADER_BUSY: f64 = 0.9;
 
 /// Percentiles of a time, microseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-#[expect(missing_docs, reason = "the names say it")]
 pub struct Percentiles {
+    /// The mean.
     pub mean: f64,
+    /// Half were faster.
     pub p50: f64,
+    /// 95 of 100 were faster.
     pub p95: f64,
+    /// 99 of 100 were faster.
     pub p99: f64,
+    /// 999 of 1,000 were faster.
     pub p999: f64,
+    /// The slowest.
     pub max: f64,
 }
 
@@ -269,7 +274,7 @@ impl Report {
         if plan.server_pid.is_none() {
             self.notes
                 .push("server CPU and memory are unknown: give --server-pid".to_owned());
-        } else if self.server_cpu_share.is_none() {
+        } else if self.duration_s > 0.0 && self.server_cpu_share.is_none() {
             self.notes
                 .push("server CPU could not be read: the process ended or hides it".to_owned());
         }

@@ -45,7 +45,7 @@ pub fn run(plan: &Plan, manner: &Manner) -> Result<Report, BenchError> {
     let start = Instant::now();
     let memory_empty = server.as_ref().and_then(Process::memory);
     let run = run_number();
-    let mut stalled = match plan.stalled() {
+    let stalled = match plan.stalled() {
         0 => None,
         count => {
             let mut dialect = Dialect::new(plan.protocol, plan.format, &plan.target, u64::from(run) << 16);
@@ -94,7 +94,7 @@ pub fn run(plan: &Plan, manner: &Manner) -> Result<Report, BenchError> {
         findings: clients.findings,
         memory_empty,
         driver,
-        stalled_dropped: stalled.as_mut().map(Stalled::count_dropped),
+        stalled_dropped: stalled.map(Stalled::count_dropped),
     };
     Ok(Report::new(&plan, evidence))
 }

@@ -10,6 +10,11 @@ use crate::client::{Client, Dialect};
 use crate::plan::BenchError;
 use crate::target::{Dialed, Dialer};
 
+/// So long without a byte means that no more is to come.
+const QUIET: Duration = Duration::from_millis(300);
+/// So long they are read at most.
+const READ_MAX: Duration = Duration::from_secs(10);
+
 /// Open connections that nobody reads from. They close when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Stalled(Vec<TcpStream>);
@@ -36,23 +41,35 @@ impl Stalled {
         Ok(Stalled(streams))
     }
 
-    /// How many the server has let go. Reads what they hold, so it is asked once, at the end.
-    pub(crate) fn count_dropped(&mut self) -> u64 {
+    /// How many the server has let go. The end of a connection stands behind all that was sent on it, so they are
+    /// read at last, until nothing more comes.
+    pub(crate) fn count_dropped(self) -> u64 {
         let mut scratch = vec![0; 64 << 10];
-        let is_gone = |stream: &mut TcpStream| {
-            if stream.set_nonblocking(true).is_err() {
-                return true;
-            }
-            loop {
-                match stream.read(&mut scratch) {
-                    Ok(0) => return true,
-                    Ok(_) => {}
-                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                    Err(error) => return error.kind() != ErrorKind::WouldBlock,
+        let mut undecided = self.0;
+        undecided.retain(|stream| stream.set_nonblocking(true).is_ok());
+        let mut dropped = 0;
+        let deadline = Instant::now() + READ_MAX;
+        let mut quiet_since = Instant::now();
+        while !undecided.is_empty() && quiet_since.elapsed() < QUIET && Instant::now() < deadline {
+            let mut idle = true;
+            undecided.retain_mut(|stream| match stream.read(&mut scratch) {
+                Ok(1..) => {
+                    idle = false;
+                    true
                 }
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => true,
+                Ok(0) | Err(_) => {
+                    dropped += 1;
+                    false
+                }
+            });
+            if idle {
+                std::thread::sleep(Duration::from_millis(1));
+            } else {
+                quiet_since = Instant::now();
             }
-        };
-        self.0.iter_mut().map(is_gone).filter(|gone| *gone).count() as u64
+        }
+        dropped
     }
 }
 
