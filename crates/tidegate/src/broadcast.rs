@@ -27,7 +27,9 @@ impl Seats {
     /// Takes a seat if fewer than `connections_max` are taken.
     pub(crate) fn take(self: &Arc<Seats>, connections_max: usize) -> Option<Seat> {
         let below = |taken: usize| (taken < connections_max).then_some(taken + 1);
-        self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below).ok()?;
+        self.taken
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, below)
+            .ok()?;
         Some(Seat(Some(Arc::clone(self))))
     }
 
@@ -140,7 +142,11 @@ pub(crate) struct Broadcast {
 
 impl Broadcast {
     pub(crate) fn new(layers: Arc<[Box<dyn Layer>]>, seats: Arc<Seats>) -> Broadcast {
-        Broadcast { layers, room: Room::default(), seats }
+        Broadcast {
+            layers,
+            room: Room::default(),
+            seats,
+        }
     }
 
     fn run(&mut self, core: &mut Core, connection: ConnectionId, event: Event<'_>) {

@@ -33,7 +33,7 @@ pub enum Command {
     /// Serve a broadcast room: each message goes to all other connections, unchanged
     Broadcast(Box<broadcast::BroadcastArgs>),
     /// Measure a WebSocket server with real sockets
-    Bench(load::cli::BenchArgs),
+    Bench(Box<load::cli::BenchArgs>),
 }
 
 /// Why there is no command to run.
@@ -90,8 +90,14 @@ fn one_line(error: &clap::Error, subcommand: &OsStr) -> String {
         .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
         .filter(|line| !line.is_empty());
     let mut line = said.collect::<Vec<_>>().join("; ");
-    let known = Cli::command().get_subcommands().any(|command| OsStr::new(command.get_name()) == subcommand);
-    let help = if known { format!("tidegate {} --help", subcommand.display()) } else { "tidegate --help".to_owned() };
+    let known = Cli::command()
+        .get_subcommands()
+        .any(|command| OsStr::new(command.get_name()) == subcommand);
+    let help = if known {
+        format!("tidegate {} --help", subcommand.display())
+    } else {
+        "tidegate --help".to_owned()
+    };
     line.push_str(&format!(" (see '{help}')"));
     line
 }
@@ -106,22 +112,39 @@ mod tests {
 
     #[test]
     fn one_dash_becomes_two() {
-        let spelt = with_two_dashes(words("tidegate broadcast -addr :9002 -batch=64 -numa -1 --ring 8 -h -- -addr"));
-        assert_eq!(spelt, words("tidegate broadcast --addr :9002 --batch=64 --numa -1 --ring 8 -h -- -addr"));
+        let spelt = with_two_dashes(words(
+            "tidegate broadcast -addr :9002 -batch=64 -numa -1 --ring 8 -h -- -addr",
+        ));
+        assert_eq!(
+            spelt,
+            words("tidegate broadcast --addr :9002 --batch=64 --numa -1 --ring 8 -h -- -addr")
+        );
     }
 
     #[test]
     fn both_spellings_give_the_same() {
-        let first = parse(words("tidegate broadcast -addr :1 -batch=7 -ring=16 -workers 2 -numa -1"));
-        let second = parse(words("tidegate broadcast --addr=:1 --batch 7 --ring 16 --workers=2 --numa=-1"));
-        assert_eq!(format!("{:?}", first.expect("parses")), format!("{:?}", second.expect("parses")));
+        let first = parse(words(
+            "tidegate broadcast -addr :1 -batch=7 -ring=16 -workers 2 -numa -1",
+        ));
+        let second = parse(words(
+            "tidegate broadcast --addr=:1 --batch 7 --ring 16 --workers=2 --numa=-1",
+        ));
+        assert_eq!(
+            format!("{:?}", first.expect("parses")),
+            format!("{:?}", second.expect("parses"))
+        );
     }
 
     #[test]
     fn a_misspelt_flag_gets_one_line_with_a_suggestion() {
-        let Err(Stop::Wrong(line)) = parse(words("tidegate broadcast -adr :1")) else { panic!("accepted") };
+        let Err(Stop::Wrong(line)) = parse(words("tidegate broadcast -adr :1")) else {
+            panic!("accepted")
+        };
         assert!(!line.contains('\n'), "{line}");
-        assert!(line.contains("'--addr'") && line.contains("tidegate broadcast --help"), "{line}");
+        assert!(
+            line.contains("'--addr'") && line.contains("tidegate broadcast --help"),
+            "{line}"
+        );
     }
 
     #[test]
@@ -136,6 +159,8 @@ mod tests {
     #[test]
     fn help_is_told_not_an_error() {
         assert!(matches!(parse(words("tidegate")), Err(Stop::Told(text)) if text.contains("broadcast")));
-        assert!(matches!(parse(words("tidegate broadcast -help")), Err(Stop::Told(text)) if text.contains("--addr")));
+        assert!(
+            matches!(parse(words("tidegate broadcast -help")), Err(Stop::Told(text)) if text.contains("--addr"))
+        );
     }
 }

@@ -154,7 +154,10 @@ impl BroadcastConfig {
 
     /// Lifts `limits.queue_bytes_max` so that one largest message fits.
     pub fn fit_queue_to_message(&mut self) {
-        let least = self.limits.message_bytes_max.saturating_add(wire::HEADER_BYTES_MAX);
+        let least = self
+            .limits
+            .message_bytes_max
+            .saturating_add(wire::HEADER_BYTES_MAX);
         self.limits.queue_bytes_max = self.limits.queue_bytes_max.max(least);
     }
 }

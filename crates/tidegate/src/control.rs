@@ -54,10 +54,15 @@ impl fmt::Display for SettingError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             SettingError::Unknown(name) => {
-                write!(formatter, "no setting {name:?} can change at run time; there are log-level and stats-interval")
+                write!(
+                    formatter,
+                    "no setting {name:?} can change at run time; there are log-level and stats-interval"
+                )
             }
             SettingError::Value(sentence) => formatter.write_str(sentence),
-            SettingError::NotOurs => formatter.write_str("the log level is set by the program that embeds this server"),
+            SettingError::NotOurs => {
+                formatter.write_str("the log level is set by the program that embeds this server")
+            }
         }
     }
 }
@@ -77,7 +82,9 @@ impl Control {
             stats_interval: watch::Sender::new(stats_interval),
             log,
         };
-        Control { inner: Arc::new(inner) }
+        Control {
+            inner: Arc::new(inner),
+        }
     }
 
     /// Shows a value under `name` at `/debug/probes`, in place of an earlier probe of that name. `probe` is called for each
@@ -87,7 +94,8 @@ impl Control {
         name: impl Into<String>,
         probe: impl Fn() -> V + Send + Sync + 'static,
     ) {
-        let as_json = move || serde_json::to_value(probe()).unwrap_or_else(|error| Value::String(error.to_string()));
+        let as_json =
+            move || serde_json::to_value(probe()).unwrap_or_else(|error| Value::String(error.to_string()));
         lock(&self.inner.probes).insert(name.into(), Arc::new(as_json));
     }
 
@@ -102,7 +110,10 @@ impl Control {
         let probes = lock(&self.inner.probes).clone();
         let read = |(name, probe): (String, Probe)| {
             let value = catch_unwind(AssertUnwindSafe(|| probe()));
-            (name, value.unwrap_or_else(|_| Value::String("the probe panicked".to_owned())))
+            (
+                name,
+                value.unwrap_or_else(|_| Value::String("the probe panicked".to_owned())),
+            )
         };
         probes.into_iter().map(read).collect()
     }
@@ -131,8 +142,11 @@ impl Control {
                 log.set_level(LogLevel::from_str(value, true).map_err(SettingError::Value)?);
             }
             "stats-interval" => {
-                let interval = parse_duration(value).map_err(|error| SettingError::Value(error.to_string()))?;
-                self.inner.stats_interval.send_replace((!interval.is_zero()).then_some(interval));
+                let interval =
+                    parse_duration(value).map_err(|error| SettingError::Value(error.to_string()))?;
+                self.inner
+                    .stats_interval
+                    .send_replace((!interval.is_zero()).then_some(interval));
             }
             other => return Err(SettingError::Unknown(other.to_owned())),
         }
@@ -190,8 +204,17 @@ mod tests {
         let control = control();
         control.set("stats-interval", "5s").expect("settable");
         assert_eq!(*control.stats_interval().borrow(), Some(Duration::from_secs(5)));
-        assert!(matches!(control.set("stats-interval", "soon"), Err(SettingError::Value(_))));
+        assert!(matches!(
+            control.set("stats-interval", "soon"),
+            Err(SettingError::Value(_))
+        ));
         assert_eq!(control.set("log-level", "debug"), Err(SettingError::NotOurs));
-        assert!(control.set("batch", "1").unwrap_err().to_string().contains("stats-interval"));
+        assert!(
+            control
+                .set("batch", "1")
+                .unwrap_err()
+                .to_string()
+                .contains("stats-interval")
+        );
     }
 }

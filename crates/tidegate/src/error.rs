@@ -29,7 +29,10 @@ pub enum StartError {
 
 impl StartError {
     pub(crate) fn listen(address: &str, source: io::Error) -> StartError {
-        StartError::Listen { address: address.to_owned(), source }
+        StartError::Listen {
+            address: address.to_owned(),
+            source,
+        }
     }
 }
 
@@ -46,14 +49,23 @@ impl fmt::Display for StartError {
                 "cannot listen on {address}: the port is in use; stop what uses it, or choose another with --addr (port 0 takes a free one)"
             ),
             StartError::Listen { address, source } => {
-                write!(formatter, "cannot listen on {address}: {source}; choose another with --addr")
+                write!(
+                    formatter,
+                    "cannot listen on {address}: {source}; choose another with --addr"
+                )
             }
             StartError::Tls(sentence) => formatter.write_str(sentence),
             StartError::Shards(error) if error.kind() == io::ErrorKind::InvalidInput => {
-                write!(formatter, "{error}; choose another with --numa, or -1 for automatic")
+                write!(
+                    formatter,
+                    "{error}; choose another with --numa, or -1 for automatic"
+                )
             }
             StartError::Shards(error) => {
-                write!(formatter, "cannot start the workers: {error}; try --driver epoll or fewer --workers")
+                write!(
+                    formatter,
+                    "cannot start the workers: {error}; try --driver epoll or fewer --workers"
+                )
             }
             StartError::Http(error) => write!(formatter, "cannot start serving HTTP: {error}"),
         }

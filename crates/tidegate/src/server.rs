@@ -1,18 +1,19 @@
-//! The broadcast server as a whole: shards, the thread that serves HTTP, start and shutdown.
+//! The broadcast server as a whole: its builder, its parts, its end.
+
+mod front;
 
 use std::hash::{BuildHasher, Hasher};
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use engine::{Mail, Shard, ShardConfig, ShardId};
+use engine::{Shard, ShardConfig, ShardId};
+use front::{Drained, Front};
 use reactor::{Group, Options, Pinning};
 use serde::Serialize;
 use tokio::sync::watch;
-use tokio::time::{sleep, sleep_until};
 
 use crate::broadcast::{Broadcast, Seats};
 use crate::config::{BroadcastConfig, Compression};
@@ -22,11 +23,8 @@ use crate::http::{self, Counts, Http};
 use crate::logging::LogHandle;
 use crate::middleware::Layer;
 use crate::process::{self, DESCRIPTORS_RESERVED};
-use crate::stats::{Line, ShardHandle, Stats};
-
-/// How often a shutdown looks whether the shards are done, and how long past the drain time a shard has to end by itself.
-const DRAIN_POLL: Duration = Duration::from_millis(5);
-const DRAIN_GRACE: Duration = Duration::from_secs(1);
+use crate::stats::ShardHandle;
+use crate::units::Size;
 
 /// Where a broadcast server begins; see [`BroadcastServer::builder`].
 #[derive(Debug)]
@@ -35,7 +33,12 @@ pub struct BroadcastServer;
 impl BroadcastServer {
     /// A server with these settings, to be given layers and probes and then started.
     pub fn builder(config: BroadcastConfig) -> Builder {
-        Builder { config, layers: Vec::new(), probes: Vec::new(), log: None }
+        Builder {
+            config,
+            layers: Vec::new(),
+            probes: Vec::new(),
+            log: None,
+        }
     }
 }
 
@@ -63,7 +66,8 @@ impl Builder {
         probe: impl Fn() -> V + Send + Sync + 'static,
     ) -> Builder {
         let name = name.into();
-        self.probes.push(Box::new(move |control| control.register_probe(name, probe)));
+        self.probes
+            .push(Box::new(move |control| control.register_probe(name, probe)));
         self
     }
 
@@ -78,7 +82,12 @@ impl Builder {
     /// # Errors
     /// The settings contradict each other, or the machine does not grant them; nothing runs then.
     pub fn start(self) -> Result<RunningServer, StartError> {
-        let Builder { config, layers, probes, log } = self;
+        let Builder {
+            config,
+            layers,
+            probes,
+            log,
+        } = self;
         config.validate()?;
         let descriptors_max = process::raise_descriptor_limit();
         let tls = config.tls.as_ref().map(http::tls::acceptor).transpose()?;
@@ -86,12 +95,20 @@ impl Builder {
         let address = listener.local_addr().map_err(StartError::Http)?;
 
         let connections_max = config.connections_max.unwrap_or_else(|| {
-            descriptors_max.unwrap_or(usize::MAX).saturating_sub(DESCRIPTORS_RESERVED).clamp(1, SEATS_MAX)
+            descriptors_max
+                .unwrap_or(usize::MAX)
+                .saturating_sub(DESCRIPTORS_RESERVED)
+                .clamp(1, SEATS_MAX)
         });
         let layers: Arc<[Box<dyn Layer>]> = layers.into();
         let seats = Arc::new(Seats::default());
         let group = spawn_shards(&config, connections_max, &layers, &seats)?;
-        let facts = Facts { driver: group.driver(), workers: group.handles.len(), connections_max, descriptors_max };
+        let facts = Facts {
+            driver: group.driver(),
+            workers: group.handles.len(),
+            connections_max,
+            descriptors_max,
+        };
 
         let shards = group.handles.clone();
         let control = Control::new(shards.clone(), config.stats_interval, log);
@@ -110,12 +127,25 @@ impl Builder {
             counts,
         };
         let (stop, stopped) = watch::channel(false);
-        let front = Front { http: Arc::new(http), control: control.clone(), drain: config.drain, stopped };
+        let front = Front {
+            http: Arc::new(http),
+            control: control.clone(),
+            drain: config.drain,
+            stopped,
+        };
         let thread = front.start(listener).map_err(|error| {
             shards.iter().for_each(ShardHandle::stop);
             StartError::Http(error)
         })?;
-        Ok(RunningServer { address, config, facts, control, stop, thread, group })
+        Ok(RunningServer {
+            address,
+            config,
+            facts,
+            control,
+            stop,
+            thread,
+            group,
+        })
     }
 }
 
@@ -129,15 +159,24 @@ fn spawn_shards(
     seats: &Arc<Seats>,
 ) -> Result<Group<Shard<Broadcast>>, StartError> {
     let cores = thread::available_parallelism().map_or(1, |cores| cores.get());
-    let workers = if config.workers == 0 { cores } else { usize::from(config.workers) };
+    let workers = if config.workers == 0 {
+        cores
+    } else {
+        usize::from(config.workers)
+    };
     let pin = match config.numa_node {
         Some(node) => Pinning::Node(node),
         // Each thread on a core of its own pays only where no core is left to others.
         None if workers == cores => Pinning::Auto,
         None => Pinning::Off,
     };
-    let options =
-        Options { driver: config.driver, batch: config.batch, ring: config.ring, pin, name: "shard".to_owned() };
+    let options = Options {
+        driver: config.driver,
+        batch: config.batch,
+        ring: config.ring,
+        pin,
+        name: "shard".to_owned(),
+    };
     // The standard library's hasher is the nearest source of a number that peers cannot guess.
     let seed = std::hash::RandomState::new().build_hasher().finish();
     let mut limits = config.limits.clone();
@@ -152,7 +191,12 @@ fn spawn_shards(
         flush_delay: config.flush_delay,
         overflow: config.overflow,
     };
-    let make = |shard| Shard::new(shard_config(shard), Broadcast::new(Arc::clone(layers), Arc::clone(seats)));
+    let make = |shard| {
+        Shard::new(
+            shard_config(shard),
+            Broadcast::new(Arc::clone(layers), Arc::clone(seats)),
+        )
+    };
     reactor::spawn(workers, &options, make).map_err(StartError::Shards)
 }
 
@@ -160,9 +204,15 @@ fn policy(compression: Compression) -> wire::Policy {
     let deflate = match compression {
         Compression::Off => None,
         // No window is kept for any connection, in either direction.
-        Compression::Shared => Some(wire::DeflatePolicy { server_takeover: false, client_takeover: false }),
+        Compression::Shared => Some(wire::DeflatePolicy {
+            server_takeover: false,
+            client_takeover: false,
+        }),
     };
-    wire::Policy { deflate, protocols: Vec::new() }
+    wire::Policy {
+        deflate,
+        protocols: Vec::new(),
+    }
 }
 
 /// What the machine granted.
@@ -183,6 +233,11 @@ pub struct RunningServer {
     stop: watch::Sender<bool>,
     thread: JoinHandle<Drained>,
     group: Group<Shard<Broadcast>>,
+}
+
+/// Connections that were cut because they did not end by themselves: by the shard, or with it.
+fn cut_by(shard: &Shard<Broadcast>) -> usize {
+    shard.connections() + shard.counters().close_timeouts as usize
 }
 
 /// How a server ended.
@@ -218,11 +273,20 @@ impl RunningServer {
         let config = &self.config;
         let tls = config.tls.is_some();
         let how = if tls { "TLS" } else { "plain" };
-        let every = if self.address.ip().is_unspecified() { "every interface; " } else { "" };
-        let Facts { driver, workers, connections_max, descriptors_max } = self.facts;
+        let every = if self.address.ip().is_unspecified() {
+            "every interface; "
+        } else {
+            ""
+        };
+        let Facts {
+            driver,
+            workers,
+            connections_max,
+            descriptors_max,
+        } = self.facts;
         let pages = format!("{}://{}", if tls { "https" } else { "http" }, self.reachable());
         let descriptors = descriptors_max.map_or_else(String::new, |max| format!(" of {max} open files"));
-        let (limits, size) = (&config.limits, crate::units::Size);
+        let (limits, size) = (&config.limits, |bytes| Size(bytes).about());
         vec![
             format!("tidegate {}", env!("CARGO_PKG_VERSION")),
             format!(
@@ -230,7 +294,10 @@ impl RunningServer {
                 self.url(),
                 crate::broadcast::ECHO_PATH
             ),
-            format!("driver {driver}, workers {workers}, batch {}, ring {}", config.batch, config.ring),
+            format!(
+                "driver {driver}, workers {workers}, batch {}, ring {}",
+                config.batch, config.ring
+            ),
             format!(
                 "limits: {connections_max} connections{descriptors}, message {}, queue {} messages and {} each",
                 size(limits.message_bytes_max),
@@ -261,9 +328,16 @@ impl RunningServer {
     /// # Panics
     /// If a shard or the HTTP side panicked, with its panic.
     pub fn join(self) -> Summary {
-        let drained = self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let drained = self
+            .thread
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         let cut = match self.group.join() {
-            Ok(shards) => shards.iter().map(Shard::connections).sum(),
+            Ok(shards) => shards
+                .iter()
+                .map(cut_by)
+                .sum::<usize>()
+                .saturating_sub(drained.cut_before as usize),
             Err(error) => {
                 tracing::error!("a shard's driver failed: {error}");
                 0
@@ -274,113 +348,5 @@ impl RunningServer {
             closed: drained.connections.saturating_sub(cut),
             took: drained.began.elapsed(),
         }
-    }
-
-    /// Becomes true when [`RunningServer::shutdown`] was called, and ends when the server did.
-    pub fn has_ended(&self) -> bool {
-        self.thread.is_finished()
-    }
-}
-
-/// What the thread that serves HTTP is given.
-struct Front {
-    http: Arc<Http>,
-    control: Control,
-    drain: Duration,
-    stopped: watch::Receiver<bool>,
-}
-
-/// What it tells at its end.
-struct Drained {
-    connections: usize,
-    began: Instant,
-}
-
-impl Front {
-    fn start(self, listener: TcpListener) -> io::Result<JoinHandle<Drained>> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let listener = {
-            let _entered = runtime.enter();
-            tokio::net::TcpListener::from_std(listener)?
-        };
-        thread::Builder::new().name("http".to_owned()).spawn(move || {
-            let drained = runtime.block_on(self.run(listener));
-            // What still speaks HTTP is cut, and a reading of statistics not waited for.
-            runtime.shutdown_background();
-            drained
-        })
-    }
-
-    async fn run(mut self, listener: tokio::net::TcpListener) -> Drained {
-        let lines = tokio::spawn(log_statistics(self.control.clone()));
-        let watch = tokio::spawn(watch_shards(self.http.shards.clone()));
-        tokio::select! {
-            () = http::accept(listener, Arc::clone(&self.http)) => {}
-            // An error means that whoever could stop the server has dropped it: it runs on.
-            Ok(_) = self.stopped.wait_for(|&stopped| stopped) => {}
-        }
-        watch.abort();
-        let drained = self.drain().await;
-        lines.abort();
-        drained
-    }
-
-    /// The listener is closed already; those who are still shaking hands get 503.
-    async fn drain(&self) -> Drained {
-        self.http.counts.draining.store(true, Ordering::Relaxed);
-        let (began, connections) = (Instant::now(), self.http.seats.taken());
-        let cut_at = tokio::time::Instant::now() + self.drain + DRAIN_GRACE;
-        for shard in &self.http.shards {
-            while !shard.has_ended() && shard.mail(Mail::Drain { within: self.drain }).is_err() {
-                sleep(DRAIN_POLL).await;
-            }
-        }
-        let ended = async {
-            while !self.http.shards.iter().all(ShardHandle::has_ended) {
-                sleep(DRAIN_POLL).await;
-            }
-        };
-        tokio::select! {
-            () = ended => {}
-            () = sleep_until(cut_at) => self.http.shards.iter().for_each(ShardHandle::stop),
-        }
-        Drained { connections, began }
-    }
-}
-
-/// Says once when a shard ends that was not asked to: the others go on, and `/health` tells.
-async fn watch_shards(shards: Vec<ShardHandle>) {
-    loop {
-        sleep(Duration::from_secs(1)).await;
-        if let Some(number) = shards.iter().position(ShardHandle::has_ended) {
-            tracing::error!(shard = number, "a shard has ended; its connections are gone, the others go on");
-            return;
-        }
-    }
-}
-
-/// Logs a line of statistics each interval, which may change meanwhile.
-async fn log_statistics(control: Control) {
-    let mut interval = control.stats_interval();
-    let mut before: Option<(Stats, Instant)> = None;
-    loop {
-        let pause = *interval.borrow_and_update();
-        let tick = async {
-            match pause {
-                Some(pause) => sleep(pause).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            () = tick => {}
-            Ok(()) = interval.changed() => continue,
-        }
-        let asked = control.clone();
-        let Ok(now) = tokio::task::spawn_blocking(move || asked.stats()).await else { return };
-        let read_at = Instant::now();
-        if let Some((before, at)) = &before {
-            tracing::info!("{}", Line { before, now: &now, elapsed: read_at - *at });
-        }
-        before = Some((now, read_at));
     }
 }

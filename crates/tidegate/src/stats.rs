@@ -57,10 +57,17 @@ impl Stats {
         }
         drop(sender);
         let deadline = Instant::now() + patience;
-        let next = || receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok();
+        let next = || {
+            receiver
+                .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+                .ok()
+        };
         let mut answered: Vec<ShardStats> = std::iter::from_fn(next).collect();
         answered.sort_by_key(|stats| stats.shard);
-        Stats { shards: answered, shards_total: shards.len() }
+        Stats {
+            shards: answered,
+            shards_total: shards.len(),
+        }
     }
 
     /// Connections of all shards.
@@ -80,7 +87,8 @@ impl Stats {
         let (first, rest) = self.shards.split_first()?;
         let mut sum = first.turns.turn_us.clone();
         for stats in rest {
-            sum.add(&stats.turns.turn_us).expect("histograms of all shards have the same bounds");
+            sum.add(&stats.turns.turn_us)
+                .expect("histograms of all shards have the same bounds");
         }
         Some(sum)
     }
@@ -102,7 +110,9 @@ impl Line<'_> {
 
     /// Lengths of the turns in between, at these quantiles, in microseconds.
     fn turn_us(&self, quantiles: [f64; 2]) -> [u64; 2] {
-        let (Some(mut now), Some(before)) = (self.now.turn_us(), self.before.turn_us()) else { return [0; 2] };
+        let (Some(mut now), Some(before)) = (self.now.turn_us(), self.before.turn_us()) else {
+            return [0; 2];
+        };
         // Fails if a shard that was there before is missing now; then the line shows the time since the start.
         let _ = now.subtract(&before);
         quantiles.map(|quantile| now.value_at_quantile(quantile))
@@ -112,7 +122,11 @@ impl Line<'_> {
 impl fmt::Display for Line<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [p50, p99] = self.turn_us([0.50, 0.99]);
-        let dropped = self.now.counters().dropped().saturating_sub(self.before.counters().dropped());
+        let dropped = self
+            .now
+            .counters()
+            .dropped()
+            .saturating_sub(self.before.counters().dropped());
         write!(
             formatter,
             "{} connections, {} in/s, {} out/s, {}B/s in, {}B/s out, {dropped} dropped, turn P50 {p50} us P99 {p99} us",
@@ -124,7 +138,11 @@ impl fmt::Display for Line<'_> {
         )?;
         let missing = self.now.shards_total - self.now.shards.len();
         if missing > 0 {
-            write!(formatter, ", {missing} of {} shards did not answer", self.now.shards_total)?;
+            write!(
+                formatter,
+                ", {missing} of {} shards did not answer",
+                self.now.shards_total
+            )?;
         }
         Ok(())
     }

@@ -40,7 +40,10 @@ impl std::str::FromStr for Size {
         let scale = if unit.is_empty() {
             Some(1)
         } else {
-            SIZE_UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)).map(|&(_, scale)| scale)
+            SIZE_UNITS
+                .iter()
+                .find(|(name, _)| name.eq_ignore_ascii_case(unit))
+                .map(|&(_, scale)| scale)
         };
         number
             .parse::<usize>()
@@ -49,6 +52,16 @@ impl std::str::FromStr for Size {
             .and_then(|(number, scale)| number.checked_mul(scale))
             .map(Size)
             .ok_or_else(|| UnitError("write a size in bytes, such as 65536, 64KiB or 16MiB".to_owned()))
+    }
+}
+
+impl Size {
+    /// The whole number of the largest unit that fits: near enough to tell people, not to be read back.
+    pub fn about(self) -> Size {
+        let scale = SIZE_UNITS
+            .iter()
+            .find(|(name, scale)| name.contains('i') && self.0 >= *scale);
+        scale.map_or(self, |(_, scale)| Size(self.0 / scale * scale))
     }
 }
 
@@ -83,13 +96,17 @@ pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
         .zip(us_per_unit)
         .and_then(|(number, scale)| number.checked_mul(scale))
         .map(Duration::from_micros)
-        .ok_or_else(|| UnitError("write a duration with its unit, such as 500ms, 2s or 5m; 0 for none".to_owned()))
+        .ok_or_else(|| {
+            UnitError("write a duration with its unit, such as 500ms, 2s or 5m; 0 for none".to_owned())
+        })
 }
 
 /// Where the digits end and the unit begins; a space between them is allowed.
 fn split_unit(text: &str) -> (&str, &str) {
     let text = text.trim();
-    let end = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
+    let end = text
+        .find(|character: char| !character.is_ascii_digit())
+        .unwrap_or(text.len());
     (&text[..end], text[end..].trim_start())
 }
 
@@ -127,6 +144,7 @@ mod tests {
         assert_eq!(Size(1 << 20).to_string(), "1MiB");
         assert_eq!(Size(1025).to_string(), "1025B");
         assert_eq!(Size(0).to_string(), "0B");
+        assert_eq!(Size((1 << 20) + 14).about().to_string(), "1MiB");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What bad input gets: the close code RFC 6455 names, a counter, and nothing else is touched.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails here has said enough")]
+
 mod support;
 
 use support::raw::{BINARY, CLOSE, FIN, PING, TEXT, close_payload, frame, header};
@@ -32,8 +34,11 @@ fn an_unmasked_frame() {
 
 #[test]
 fn reserved_bits() {
-    let cases =
-        [(0x40, "compressed_without_extension"), (0x20, "reserved_bits"), (0x10, "reserved_bits")];
+    let cases = [
+        (0x40, "compressed_without_extension"),
+        (0x20, "reserved_bits"),
+        (0x10, "reserved_bits"),
+    ];
     for (bit, violation) in cases {
         check_all(&frame(FIN | bit | TEXT, b"hi"), 1002, violation);
     }
@@ -63,7 +68,10 @@ fn a_header_that_claims_all_memory_takes_none() {
     let mut bytes = header(FIN | BINARY, (1 << 63) - 1);
     bytes.extend([0; 4]);
     check(&server, &bytes, 1009, "message_too_big");
-    assert!(server.resident_bytes() < before + (8 << 20), "memory was taken for what never came");
+    assert!(
+        server.resident_bytes() < before + (8 << 20),
+        "memory was taken for what never came"
+    );
 }
 
 #[test]
@@ -88,7 +96,12 @@ fn text_that_goes_wrong_in_its_first_fragment_fails_at_once() {
 fn wrong_close_codes() {
     for code in [0, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000] {
         let server = Server::start(&[]);
-        check(&server, &frame(FIN | CLOSE, &close_payload(code, b"")), 1002, "bad_close_code");
+        check(
+            &server,
+            &frame(FIN | CLOSE, &close_payload(code, b"")),
+            1002,
+            "bad_close_code",
+        );
     }
 }
 
@@ -99,7 +112,11 @@ fn a_close_frame_of_one_byte() {
 
 #[test]
 fn a_close_reason_that_is_not_utf8() {
-    check_all(&frame(FIN | CLOSE, &close_payload(1000, &[0xff])), 1007, "bad_close_reason");
+    check_all(
+        &frame(FIN | CLOSE, &close_payload(1000, &[0xff])),
+        1007,
+        "bad_close_reason",
+    );
 }
 
 #[test]
@@ -119,5 +136,9 @@ fn a_continuation_of_nothing() {
 
 #[test]
 fn a_message_inside_a_message() {
-    check_all(&[frame(TEXT, b"half"), frame(FIN | TEXT, b"whole")].concat(), 1002, "expected_continuation");
+    check_all(
+        &[frame(TEXT, b"half"), frame(FIN | TEXT, b"whole")].concat(),
+        1002,
+        "expected_continuation",
+    );
 }

@@ -1,5 +1,7 @@
 //! The library as a program embeds it: layers in order, panics caught, probes, settings, shutdown.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails here has said enough")]
+
 mod support;
 
 use std::net::SocketAddr;
@@ -7,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use support::{Raw, ask, wait_until};
+use tidegate::logging::{LogFormat, LogLevel};
 use tidegate::{
     BroadcastConfig, BroadcastServer, Builder, Context, Event, Kind, Layer, Message, Metrics, Next, Recovery,
     RunningServer, Tracking,
@@ -17,12 +20,17 @@ fn builder() -> Builder {
         address: "127.0.0.1:0".to_owned(),
         workers: 2,
         stats_interval: None,
+        // The clients here do not answer a close.
+        drain: std::time::Duration::from_millis(100),
         ..BroadcastConfig::default()
     })
 }
 
 fn get(address: SocketAddr, path: &str) -> String {
-    ask(address, &format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"))
+    ask(
+        address,
+        &format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"),
+    )
 }
 
 /// Waits until all are on their shards and the room's home knows of it: mail sent in one turn is taken in the next.
@@ -51,7 +59,10 @@ impl Layer for Witness {
             Event::Message(message) => format!("message {}", String::from_utf8_lossy(message.payload)),
             Event::Close(cause) => format!("close {}", cause.label()),
         };
-        self.seen.lock().unwrap().push(format!("{} sees {what}", self.name));
+        self.seen
+            .lock()
+            .unwrap()
+            .push(format!("{} sees {what}", self.name));
         next.run(context, event);
         self.seen.lock().unwrap().push(format!("{} is done", self.name));
     }
@@ -60,15 +71,27 @@ impl Layer for Witness {
 #[test]
 fn layers_see_each_event_once_from_the_outside_in() {
     let seen = Arc::new(Mutex::new(Vec::new()));
-    let witness = |name| Witness { name, seen: Arc::clone(&seen) };
-    let server = builder().layer(witness("outer")).layer(witness("inner")).start().unwrap();
+    let witness = |name| Witness {
+        name,
+        seen: Arc::clone(&seen),
+    };
+    let server = builder()
+        .layer(witness("outer"))
+        .layer(witness("inner"))
+        .start()
+        .unwrap();
     let mut raw = Raw::connect(server.addr(), "/echo?query");
     raw.send_text("hello");
     raw.expect_text("hello");
     drop(raw);
     wait_until("the close", || seen.lock().unwrap().len() == 12);
     let around = |what: &str| {
-        [format!("outer sees {what}"), format!("inner sees {what}"), "inner is done".into(), "outer is done".into()]
+        [
+            format!("outer sees {what}"),
+            format!("inner sees {what}"),
+            "inner is done".into(),
+            "outer is done".into(),
+        ]
     };
     let expect = [around("open /echo"), around("message hello"), around("close eof")].concat();
     assert_eq!(*seen.lock().unwrap(), expect);
@@ -99,7 +122,13 @@ fn a_layer_changes_drops_and_refuses() {
         Event::Message(message) if message.payload == b"leave" => context.close(4000, "as you wish"),
         Event::Message(message) => {
             let payload = message.payload.to_ascii_uppercase();
-            next.run(context, Event::Message(Message { kind: Kind::Text, payload: &payload }));
+            next.run(
+                context,
+                Event::Message(Message {
+                    kind: Kind::Text,
+                    payload: &payload,
+                }),
+            );
         }
         event => next.run(context, event),
     };
@@ -147,7 +176,10 @@ fn tracking_counts_live_and_total() {
     wait_until("one is left", || tracking.connections() == 1);
     assert_eq!((tracking.total_connections(), tracking.total_messages()), (2, 1));
     let probes = server.control().probes();
-    assert_eq!((&probes["connections"], &probes["total_messages"]), (&1.into(), &1.into()));
+    assert_eq!(
+        (&probes["connections"], &probes["total_messages"]),
+        (&1.into(), &1.into())
+    );
     end(server);
 }
 
@@ -156,7 +188,10 @@ fn probes_are_shown_and_removed() {
     let server = builder().probe("from_the_start", || "here").start().unwrap();
     server.control().register_probe("my_probe", || vec![1, 2]);
     let page = get(server.addr(), "/debug/probes");
-    assert!(page.contains("\"from_the_start\":\"here\"") && page.contains("\"my_probe\":[1,2]"), "{page}");
+    assert!(
+        page.contains("\"from_the_start\":\"here\"") && page.contains("\"my_probe\":[1,2]"),
+        "{page}"
+    );
     assert!(server.control().remove_probe("my_probe"));
     assert!(!get(server.addr(), "/debug/probes").contains("my_probe"));
     end(server);
@@ -189,7 +224,10 @@ fn metrics_have_their_names_and_end_once() {
         "tidegate_payload_bytes_total{kind=\"text\"} 5",
         "tidegate_handling_seconds_count 1",
     ] {
-        assert!(page.lines().any(|line| line.starts_with(name)), "no {name} in\n{page}");
+        assert!(
+            page.lines().any(|line| line.starts_with(name)),
+            "no {name} in\n{page}"
+        );
     }
     assert!(page.ends_with("# EOF\n") && page.matches("# EOF").count() == 1);
     end(server);
@@ -206,4 +244,14 @@ fn shutdown_says_what_it_closed() {
     raw.send(&support::raw::frame(close.first, &close.payload));
     let summary = server.join();
     assert_eq!((summary.connections, summary.closed), (1, 1));
+}
+
+#[test]
+fn the_log_level_changes_while_it_runs() {
+    let log = tidegate::logging::start(LogFormat::Text, LogLevel::Warn);
+    let server = builder().log(log).start().unwrap();
+    assert!(!tracing::enabled!(tracing::Level::DEBUG));
+    server.control().set("log-level", "debug").unwrap();
+    assert!(tracing::enabled!(tracing::Level::DEBUG));
+    end(server);
 }

@@ -1,5 +1,7 @@
 //! Peers that take more than they give: memory stays bounded, deadlines end them, all others go on.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails here has said enough")]
+
 mod support;
 
 use std::io::Write;
@@ -14,23 +16,19 @@ const SLACK_BYTES: u64 = 16 << 20;
 /// Publishes `count` messages of 64 KiB while one member of the room does not read, and a third one does.
 fn stall(server: &Server, count: u32) -> Raw {
     let stalled = Raw::connect(server.address, "/");
-    let (mut sender, mut reader) = (Raw::connect(server.address, "/"), Raw::connect(server.address, "/"));
+    let (mut sender, mut reader) = (
+        Raw::connect(server.address, "/"),
+        Raw::connect(server.address, "/"),
+    );
     server.wait_for_members(3);
-    let reading = std::thread::spawn(move || {
-        for number in 0..count {
-            let frame = reader.read_frame();
-            assert_eq!(frame.payload[..4], number.to_be_bytes(), "the others lose nothing");
-        }
-    });
     for number in 0..count {
         let mut payload = vec![b'x'; 64 << 10];
         payload[..4].copy_from_slice(&number.to_be_bytes());
         sender.send(&frame(FIN | BINARY, &payload));
         // One at a time, so that only the stalled one lags.
-        sender.send(&frame(FIN | PING, b""));
-        sender.read_frame();
+        let heard = reader.read_frame().payload;
+        assert_eq!(heard[..4], number.to_be_bytes(), "the others lose nothing");
     }
-    reading.join().expect("the reader got all");
     stalled
 }
 
@@ -52,7 +50,14 @@ fn numbers(mut stalled: Raw, last: Option<u32>) -> Vec<u32> {
 #[test]
 fn drop_oldest_keeps_the_newest_in_order() {
     for driver in DRIVERS {
-        let flags = ["--driver", driver, "--queue-messages", "8", "--on-full", "drop-oldest"];
+        let flags = [
+            "--driver",
+            driver,
+            "--queue-messages",
+            "8",
+            "--on-full",
+            "drop-oldest",
+        ];
         let server = Server::start(&flags);
         let before = server.resident_bytes();
         let stalled = stall(&server, 400);
@@ -60,7 +65,10 @@ fn drop_oldest_keeps_the_newest_in_order() {
         let dropped = server.metric("tidegate_dropped_total", "reason=\"oldest\"");
         assert!(dropped >= 100.0, "{driver}: {dropped}");
         let numbers = numbers(stalled, Some(399));
-        assert!(numbers.is_sorted() && numbers.len() as f64 + dropped == 400.0, "{driver}: {numbers:?}");
+        assert!(
+            numbers.is_sorted() && numbers.len() as f64 + dropped == 400.0,
+            "{driver}: {numbers:?}"
+        );
     }
 }
 
@@ -72,20 +80,33 @@ fn drop_newest_keeps_the_oldest() {
     assert!(dropped >= 100.0, "{dropped}");
     let kept = 400 - dropped as u32;
     let numbers = numbers(stalled, Some(kept - 1));
-    assert_eq!(numbers, (0..kept).collect::<Vec<_>>(), "what was accepted comes without a gap");
+    assert_eq!(
+        numbers,
+        (0..kept).collect::<Vec<_>>(),
+        "what was accepted comes without a gap"
+    );
 }
 
 #[test]
 fn disconnect_ends_the_stalled_one() {
     for driver in DRIVERS {
-        let flags = ["--driver", driver, "--queue-messages", "8", "--on-full", "disconnect"];
+        let flags = [
+            "--driver",
+            driver,
+            "--queue-messages",
+            "8",
+            "--on-full",
+            "disconnect",
+        ];
         let server = Server::start(&flags);
         let stalled = stall(&server, 400);
         server.wait_for_metric("tidegate_closed_total", "reason=\"slow_consumer\"", 1.0);
         let numbers = numbers(stalled, None);
         let expect: Vec<u32> = (0..numbers.len() as u32).collect();
         assert_eq!(numbers, expect, "{driver}: nothing was sent across a gap");
-        wait_until("its socket is gone", || server.metric("tidegate_connections", "") <= 2.0);
+        wait_until("its socket is gone", || {
+            server.metric("tidegate_connections", "") <= 2.0
+        });
     }
 }
 
@@ -110,7 +131,14 @@ fn a_ping_flood_that_never_reads_holds_one_pong() {
 #[test]
 fn a_half_open_peer_is_ended_by_the_ping_deadline() {
     for driver in DRIVERS {
-        let flags = ["--driver", driver, "--ping-interval", "200ms", "--pong-timeout", "200ms"];
+        let flags = [
+            "--driver",
+            driver,
+            "--ping-interval",
+            "200ms",
+            "--pong-timeout",
+            "200ms",
+        ];
         let server = Server::start(&flags);
         let answering = Raw::connect(server.address, "/echo");
         let answers = std::thread::spawn(move || answer_pings(answering, 5));
@@ -148,15 +176,19 @@ fn fragments_of_one_byte_cost_what_their_payload_costs() {
     let before = server.resident_bytes();
     let mut bytes = frame(TEXT, b"x");
     bytes.extend(frame(0, b"x").repeat(fragments - 1));
-    let mut peers: Vec<Raw> = (0..connections).map(|_| Raw::connect(server.address, "/echo")).collect();
+    let mut peers: Vec<Raw> = (0..connections)
+        .map(|_| Raw::connect(server.address, "/echo"))
+        .collect();
     for peer in &mut peers {
         peer.send(&bytes);
     }
     let sent = (bytes.len() * connections) as f64;
-    wait_until("all fragments read", || server.metric("tidegate_traffic_bytes_total", "direction=\"in\"") >= sent);
+    wait_until("all fragments read", || {
+        server.metric("tidegate_traffic_bytes_total", "direction=\"in\"") >= sent
+    });
     let grown = server.resident_bytes().saturating_sub(before);
     let payload = (connections * fragments) as u64;
-    assert!(grown < 2 * payload + (6 << 20), "{grown} bytes for {payload}");
+    assert!(grown < 2 * payload, "{grown} bytes for {payload}");
     // They are good messages all the same.
     peers[0].send(&frame(FIN, b"!"));
     assert_eq!(peers[0].read_frame().payload.len(), fragments + 1);
@@ -183,11 +215,17 @@ fn bomb(bytes: usize) -> Vec<u8> {
     let literal_zero = 0b0011_0000_u16;
     bits.extend((0..8).rev().map(|bit| (literal_zero >> bit & 1) as u8));
     let length_258 = 0b1100_0101_u16;
-    let one_match: Vec<u8> = (0..8).rev().map(|bit| (length_258 >> bit & 1) as u8).chain([0; 5]).collect();
+    let one_match: Vec<u8> = (0..8)
+        .rev()
+        .map(|bit| (length_258 >> bit & 1) as u8)
+        .chain([0; 5])
+        .collect();
     while bits.len() < bytes * 8 {
         bits.extend(&one_match);
     }
-    bits.chunks(8).map(|byte| byte.iter().enumerate().map(|(place, bit)| bit << place).sum()).collect()
+    bits.chunks(8)
+        .map(|byte| byte.iter().enumerate().map(|(place, bit)| bit << place).sum())
+        .collect()
 }
 
 #[test]

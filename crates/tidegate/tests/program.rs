@@ -1,5 +1,7 @@
 //! The program as its user meets it: errors in one line, logs, signals, running out of descriptors.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails here has said enough")]
+
 mod support;
 
 use std::net::TcpListener;
@@ -11,7 +13,11 @@ use support::{Raw, Server, ask, run, wait_until};
 fn check_refusal(arguments: &[&str], words: &[&str]) {
     let (code, out, error) = run(arguments);
     assert_eq!(code, Some(2), "{arguments:?}: {error}");
-    assert_eq!((error.lines().count(), out.as_str()), (1, ""), "{arguments:?}: {error}{out}");
+    assert_eq!(
+        (error.lines().count(), out.as_str()),
+        (1, ""),
+        "{arguments:?}: {error}{out}"
+    );
     for word in words {
         assert!(error.contains(word), "{arguments:?}: no {word:?} in {error:?}");
     }
@@ -29,10 +35,19 @@ fn flags_and_values_that_cannot_be() {
     check_refusal(&["broadcast", "-adr", ":1"], &["--addr"]);
     check_refusal(&["broadcast", "--batch", "many"], &["--batch"]);
     check_refusal(&["broadcast", "--batch", "0"], &["--batch", "at least 1"]);
-    check_refusal(&["broadcast", "--ping-interval", "25"], &["--ping-interval", "500ms"]);
+    check_refusal(
+        &["broadcast", "--ping-interval", "25"],
+        &["--ping-interval", "500ms"],
+    );
     check_refusal(&["broadcast", "--addr", "nowhere"], &["HOST:PORT"]);
-    check_refusal(&["broadcast", "--max-message", "2MiB", "--queue-bytes", "1MiB"], &["--queue-bytes"]);
-    check_refusal(&["broadcast", "--numa", "77", "--addr", "127.0.0.1:0"], &["NUMA node 77", "--numa"]);
+    check_refusal(
+        &["broadcast", "--max-message", "2MiB", "--queue-bytes", "1MiB"],
+        &["--queue-bytes"],
+    );
+    check_refusal(
+        &["broadcast", "--numa", "77", "--addr", "127.0.0.1:0"],
+        &["NUMA node 77", "--numa"],
+    );
     check_refusal(&["broadcats"], &["broadcast"]);
 }
 
@@ -42,11 +57,23 @@ fn certificates_that_cannot_be_used() {
     let [certificate, key] = files.paths();
     let [_, wrong_key] = others.paths();
     let serve = |certificate: &str, key: &str, words: &[&str]| {
-        let arguments = ["broadcast", "--addr", "127.0.0.1:0", "--tls-cert", certificate, "--tls-key", key];
+        let arguments = [
+            "broadcast",
+            "--addr",
+            "127.0.0.1:0",
+            "--tls-cert",
+            certificate,
+            "--tls-key",
+            key,
+        ];
         check_refusal(&arguments, words);
     };
     serve("/nowhere/cert.pem", &key, &["/nowhere/cert.pem", "--tls-cert"]);
-    serve(&certificate, "/nowhere/key.pem", &["/nowhere/key.pem", "--tls-key"]);
+    serve(
+        &certificate,
+        "/nowhere/key.pem",
+        &["/nowhere/key.pem", "--tls-key"],
+    );
     serve(&key, &key, &[key.as_str(), "certificate", "PEM"]);
     serve(&certificate, &wrong_key, &["does not belong"]);
     check_refusal(&["broadcast", "--tls-cert", &certificate], &["--tls-key"]);
@@ -56,7 +83,16 @@ fn certificates_that_cannot_be_used() {
 fn help_teaches_and_costs_nothing() {
     let (code, out, _) = run(&["broadcast", "-help"]);
     assert_eq!(code, Some(0));
-    for flag in ["--addr", "--batch", "--ring", "--workers", "--numa", "--on-full", "--drain", "Examples:"] {
+    for flag in [
+        "--addr",
+        "--batch",
+        "--ring",
+        "--workers",
+        "--numa",
+        "--on-full",
+        "--drain",
+        "Examples:",
+    ] {
         assert!(out.contains(flag), "no {flag} in the help");
     }
     assert_eq!(run(&["--version"]).0, Some(0));
@@ -80,7 +116,10 @@ fn json_logs_are_json() {
     let server = Server::start(&["--log-format", "json", "--stats-interval", "50ms"]);
     let line = server.wait_for_line("in/s");
     let value: serde_json::Value = serde_json::from_str(&line).expect("a line is an object");
-    assert!(value["message"].as_str().unwrap().contains("connections") && value["level"] == "INFO", "{line}");
+    assert!(
+        value["message"].as_str().unwrap().contains("connections") && value["level"] == "INFO",
+        "{line}"
+    );
 }
 
 #[test]
@@ -101,7 +140,11 @@ fn sigterm_closes_all_with_1001_and_ends_with_0() {
             assert_eq!(frame.code(), 1001);
             client.send(&support::raw::frame(frame.first, &frame.payload));
         }
-        assert!(server.wait_for_line("stopped: ").contains("20 connections closed with 1001, 0 cut"));
+        assert!(
+            server
+                .wait_for_line("stopped: ")
+                .contains("20 connections closed with 1001, 0 cut")
+        );
         assert_eq!(server.wait().code(), Some(0));
     }
 }
@@ -112,7 +155,74 @@ fn a_peer_that_never_answers_the_close_is_cut_when_the_drain_ends() {
     let _mute = Raw::connect(server.address, "/");
     server.wait_for_metric("tidegate_connections", "", 1.0);
     server.signal("TERM");
-    server.wait_for_line("stopped: ");
+    assert!(
+        server
+            .wait_for_line("stopped: ")
+            .contains("0 connections closed with 1001, 1 cut")
+    );
+    assert_eq!(server.wait().code(), Some(0));
+}
+
+#[test]
+fn traffic_does_not_keep_it_from_ending() {
+    for driver in support::DRIVERS {
+        let mut server = Server::start(&["--driver", driver, "--drain", "500ms"]);
+        let address = server.address;
+        let floods: Vec<_> = (0..4)
+            .map(|_| {
+                let mut raw = Raw::connect(address, "/");
+                let message =
+                    support::raw::frame(support::raw::FIN | support::raw::BINARY, &[1; 1000]).repeat(50);
+                // They send until they are cut, and never read.
+                std::thread::spawn(
+                    move || while std::io::Write::write_all(&mut raw.stream, &message).is_ok() {},
+                )
+            })
+            .collect();
+        server.wait_for_metric("tidegate_messages_total", "direction=\"in\"", 1000.0);
+        let start = std::time::Instant::now();
+        server.signal("TERM");
+        assert_eq!(server.wait().code(), Some(0), "{driver}");
+        assert!(
+            start.elapsed() < std::time::Duration::from_secs(3),
+            "{driver}: {:?}",
+            start.elapsed()
+        );
+        floods.into_iter().for_each(|flood| flood.join().unwrap());
+    }
+}
+
+#[test]
+fn while_it_drains_health_says_so_and_upgrades_get_503() {
+    let mut server = Server::start(&["--drain", "60s"]);
+    let mut mute = Raw::connect(server.address, "/");
+    server.wait_for_members(1);
+    let mut early: Vec<_> = (0..2)
+        .map(|_| std::net::TcpStream::connect(server.address).unwrap())
+        .collect();
+    // All of these were accepted before the signal.
+    server.wait_for_metric("tidegate_handshakes", "", 3.0);
+    server.signal("TERM");
+    assert_eq!(mute.read_frame().code(), 1001);
+    let mut answer = |request: &str| {
+        let mut stream = early.pop().unwrap();
+        std::io::Write::write_all(&mut stream, request.as_bytes()).unwrap();
+        std::io::read_to_string(stream).unwrap()
+    };
+    let health = answer("GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    assert!(
+        health.starts_with("HTTP/1.1 503 ") && health.contains("\"draining\""),
+        "{health}"
+    );
+    let refused = answer(&upgrade("/", ""));
+    assert!(
+        refused.starts_with("HTTP/1.1 503 ") && refused.contains("shutting down"),
+        "{refused}"
+    );
+    mute.send(&support::raw::frame(
+        support::raw::FIN | support::raw::CLOSE,
+        &[3, 0xe9],
+    ));
     assert_eq!(server.wait().code(), Some(0));
 }
 
@@ -141,7 +251,10 @@ fn out_of_descriptors_it_waits_without_spinning_and_goes_on_when_some_are_free()
     let before = cpu_ticks(server.pid());
     // A while in which nothing can be accepted: the time itself is what is measured over.
     std::thread::sleep(std::time::Duration::from_secs(1));
-    assert!(cpu_ticks(server.pid()) - before < 20, "a fifth of a core for nothing");
+    assert!(
+        cpu_ticks(server.pid()) - before < 20,
+        "a fifth of a core for nothing"
+    );
     held.truncate(5);
     server.wait_for_line("accepting connections again");
     wait_until("an upgrade", || ask_status(&server).contains("101"));
@@ -172,5 +285,11 @@ fn a_drained_server_serves_no_more() {
     server.wait();
     assert!(std::net::TcpStream::connect(address).is_err());
     let again = Server::start(&[]);
-    assert!(ask(again.address, "GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").contains("ok"));
+    assert!(
+        ask(
+            again.address,
+            "GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        )
+        .contains("ok")
+    );
 }

@@ -1,5 +1,7 @@
 //! Handshakes that lead to nothing: each gets its status and a sentence, and the connection ends.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails here has said enough")]
+
 mod support;
 
 use std::io::{Read, Write};
@@ -12,10 +14,16 @@ use support::{PATIENCE, Raw, Server, ask};
 /// Expects this status, a sentence with this word, and (because `ask` reads to the end) a closed connection.
 fn check(server: &Server, request: &str, status: &str, word: &str) {
     let answer = ask(server.address, request);
-    assert!(answer.starts_with("HTTP/1.") && answer[8..].starts_with(&format!(" {status} ")), "{request:?} got {answer:?}");
+    assert!(
+        answer.starts_with("HTTP/1.") && answer[8..].starts_with(&format!(" {status} ")),
+        "{request:?} got {answer:?}"
+    );
     assert!(answer.to_lowercase().contains("connection: close"), "{answer}");
     let (_, sentence) = answer.split_once("\r\n\r\n").unwrap();
-    assert!(sentence.contains(word) && sentence.trim_end().ends_with(['.', ')']), "{sentence:?}");
+    assert!(
+        sentence.contains(word) && sentence.trim_end().ends_with(['.', ')']),
+        "{sentence:?}"
+    );
 }
 
 #[test]
@@ -23,16 +31,33 @@ fn wrong_requests_get_their_status_and_a_sentence() {
     let server = Server::start(&[]);
     let good = upgrade("/", "");
     let without = |header: &str| {
-        let lines = good.split_inclusive("\r\n").filter(|line| !line.starts_with(header));
+        let lines = good
+            .split_inclusive("\r\n")
+            .filter(|line| !line.starts_with(header));
         lines.collect::<String>()
     };
     check(&server, "GET / HTTP/1.1\r\nHost: x\r\n\r\n", "426", "WebSocket");
     check(&server, &good.replace("GET", "POST"), "405", "GET");
     check(&server, &good.replace("Version: 13", "Version: 8"), "426", "13");
-    check(&server, &good.replace("Upgrade: websocket", "Upgrade: h2c"), "426", "websocket");
-    check(&server, &good.replace("Connection: Upgrade", "Connection: keep-alive"), "400", "Connection");
+    check(
+        &server,
+        &good.replace("Upgrade: websocket", "Upgrade: h2c"),
+        "426",
+        "websocket",
+    );
+    check(
+        &server,
+        &good.replace("Connection: Upgrade", "Connection: keep-alive"),
+        "400",
+        "Connection",
+    );
     check(&server, &without("Sec-WebSocket-Key"), "400", "Sec-WebSocket-Key");
-    check(&server, &good.replace("dGhlIHNhbXBsZSBub25jZQ==", "short"), "400", "16 bytes");
+    check(
+        &server,
+        &good.replace("dGhlIHNhbXBsZSBub25jZQ==", "short"),
+        "400",
+        "16 bytes",
+    );
     check(&server, &without("Host"), "400", "Host");
     check(&server, &good.replace("HTTP/1.1", "HTTP/1.0"), "400", "HTTP/1.1");
     assert!(server.metric("tidegate_upgrades_refused_total", "reason=\"method\"") >= 1.0);
@@ -49,18 +74,28 @@ fn heads_have_limits() {
     let server = Server::start(&[]);
     let long = upgrade("/", &format!("X-Long: {}\r\n", "x".repeat(16 << 10)));
     assert!(ask(server.address, &long).starts_with("HTTP/1.1 431 "));
-    let many = (0..100).map(|number| format!("X-{number}: y\r\n")).collect::<String>();
+    let many = (0..100)
+        .map(|number| format!("X-{number}: y\r\n"))
+        .collect::<String>();
     assert!(ask(server.address, &upgrade("/", &many)).starts_with("HTTP/1.1 431 "));
-    let enough = (0..90).map(|number| format!("X-{number}: y\r\n")).collect::<String>();
+    let enough = (0..90)
+        .map(|number| format!("X-{number}: y\r\n"))
+        .collect::<String>();
     Raw::connect_with(server.address, "/", &enough);
 }
 
 #[test]
 fn connections_over_the_limit_get_503_until_one_leaves() {
     let server = Server::start(&["--max-connections", "2"]);
-    let (first, mut second) = (Raw::connect(server.address, "/echo"), Raw::connect(server.address, "/echo"));
+    let (first, mut second) = (
+        Raw::connect(server.address, "/echo"),
+        Raw::connect(server.address, "/echo"),
+    );
     let answer = ask(server.address, &upgrade("/", ""));
-    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.to_lowercase().contains("retry-after: "), "{answer}");
+    assert!(
+        answer.starts_with("HTTP/1.1 503 ") && answer.to_lowercase().contains("retry-after: "),
+        "{answer}"
+    );
     second.send_text("still here");
     second.expect_text("still here");
     drop(first);
@@ -83,7 +118,9 @@ fn a_handshake_that_dawdles_ends_after_ten_seconds() {
     for stream in [&silent, &dripping] {
         stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
     }
-    let mut drops = b"GET / HTTP/1.1\r\nX-Drip: ".iter().chain(std::iter::repeat(&b'x'));
+    let mut drops = b"GET / HTTP/1.1\r\nX-Drip: "
+        .iter()
+        .chain(std::iter::repeat(&b'x'));
     // The pace of the drip is the input, not a wait for the server.
     let dripped = loop {
         let sent = dripping.write_all(&[*drops.next().unwrap()]);
@@ -95,7 +132,10 @@ fn a_handshake_that_dawdles_ends_after_ten_seconds() {
     };
     assert!((9..13).contains(&dripped.as_secs()), "{dripped:?}");
     silent.set_read_timeout(Some(PATIENCE)).unwrap();
-    assert!(matches!(silent.read(&mut [0; 1]), Ok(0) | Err(_)), "it is told nothing");
+    assert!(
+        matches!(silent.read(&mut [0; 1]), Ok(0) | Err(_)),
+        "it is told nothing"
+    );
     assert!(start.elapsed() < Duration::from_secs(13));
     assert!(server.metric("tidegate_upgrades_refused_total", "reason=\"deadline\"") >= 2.0);
 }
@@ -104,7 +144,10 @@ fn a_handshake_that_dawdles_ends_after_ten_seconds() {
 fn pages_are_served_beside_upgrades() {
     let server = Server::start(&[]);
     let health = server.get("/health");
-    assert!(health.starts_with("HTTP/1.1 200 ") && health.contains("\"status\":\"ok\""), "{health}");
+    assert!(
+        health.starts_with("HTTP/1.1 200 ") && health.contains("\"status\":\"ok\""),
+        "{health}"
+    );
     assert!(server.get("/debug/probes").contains("\"total_messages\":0"));
     // An upgrade on the path of a page is an upgrade.
     Raw::connect(server.address, "/metrics");

@@ -11,8 +11,8 @@ use crate::units::{Size, UnitError, parse_duration};
 
 const EXAMPLES: &str = "\
 Examples:
-  tidegate broadcast                               every interface, port 9002, one worker for each core
-  tidegate broadcast --addr 127.0.0.1:0            this machine alone, any free port (it is printed)
+  tidegate broadcast                               every interface, port 9002, a worker on each core
+  tidegate broadcast --addr 127.0.0.1:0            this machine alone, any free port (is printed)
   tidegate broadcast --tls-cert cert.pem --tls-key key.pem
   tidegate broadcast --flush-delay 2ms             many senders: wait a little, write less often
   tidegate broadcast --on-full disconnect --queue-messages 256
@@ -23,14 +23,20 @@ Try it with two clients:
 Look inside:
   curl http://127.0.0.1:9002/metrics    /health    /debug/probes
 
-Sizes: 65536, 64KiB, 16MiB. Durations: 500ms, 2s, 5m; 0 is off. One dash or two: -addr=:9002, --addr :9002.";
+Sizes: 65536, 64KiB, 16MiB. Durations: 500ms, 2s, 5m; 0 is off.
+Flags take one dash or two, and a space or \"=\": -addr=:9002, --addr :9002.";
 
 /// See `--help`.
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct BroadcastArgs {
     /// Where to listen: HOST:PORT; `:PORT` is every interface, port 0 any free one
-    #[arg(long, value_name = "HOST:PORT", default_value = ":9002", help_heading = "Listening")]
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        default_value = ":9002",
+        help_heading = "Listening"
+    )]
     addr: String,
     /// Certificate chain, PEM; serves wss:// and https://
     #[arg(long, value_name = "FILE", requires = "tls_key", help_heading = "Listening")]
@@ -142,7 +148,11 @@ enum FlushDelay {
 }
 
 fn parse_flush_delay(text: &str) -> Result<FlushDelay, UnitError> {
-    if text == "auto" { Ok(FlushDelay::Auto) } else { parse_duration(text).map(FlushDelay::Fixed) }
+    if text == "auto" {
+        Ok(FlushDelay::Auto)
+    } else {
+        parse_duration(text).map(FlushDelay::Fixed)
+    }
 }
 
 impl BroadcastArgs {
@@ -160,7 +170,10 @@ impl BroadcastArgs {
     pub fn config(self) -> Result<BroadcastConfig, ConfigError> {
         let mut config = BroadcastConfig {
             address: self.addr,
-            tls: self.tls_cert.zip(self.tls_key).map(|(certificate, key)| TlsFiles { certificate, key }),
+            tls: self
+                .tls_cert
+                .zip(self.tls_key)
+                .map(|(certificate, key)| TlsFiles { certificate, key }),
             connections_max: self.max_connections,
             workers: self.workers,
             batch: self.batch,
@@ -173,7 +186,9 @@ impl BroadcastArgs {
             },
             flush_delay: match self.flush_delay {
                 FlushDelay::Fixed(delay) => engine::FlushDelay::Fixed(delay),
-                FlushDelay::Auto => engine::FlushDelay::Auto { max: self.flush_delay_max },
+                FlushDelay::Auto => engine::FlushDelay::Auto {
+                    max: self.flush_delay_max,
+                },
             },
             compression: match self.compress {
                 Compress::Off => Compression::Off,
@@ -215,7 +230,10 @@ mod tests {
 
     fn config(flags: &str) -> Result<BroadcastConfig, ConfigError> {
         let words = format!("tidegate broadcast {flags}");
-        match parse(words.split_whitespace().map(OsString::from)).expect("parses").command {
+        match parse(words.split_whitespace().map(OsString::from))
+            .expect("parses")
+            .command
+        {
             Command::Broadcast(arguments) => arguments.config(),
             Command::Bench(_) => unreachable!("asked for broadcast"),
         }
@@ -225,7 +243,10 @@ mod tests {
     fn flags_of_the_classic_spelling_reach_the_configuration() {
         let config = config("-addr 127.0.0.1:0 -batch=128 -ring=4096 -workers=8 -numa=0").expect("valid");
         assert_eq!(config.address, "127.0.0.1:0");
-        assert_eq!((config.batch, config.ring, config.workers, config.numa_node), (128, 4096, 8, Some(0)));
+        assert_eq!(
+            (config.batch, config.ring, config.workers, config.numa_node),
+            (128, 4096, 8, Some(0))
+        );
     }
 
     #[test]
@@ -239,27 +260,46 @@ mod tests {
         assert!(grown.limits.queue_bytes_max >= 16 << 20);
         let error = config("--max-message 16MiB --queue-bytes 1MiB").expect_err("contradiction");
         let line = error.to_string();
-        assert!(line.contains("--queue-bytes") && line.contains("--max-message") && !line.contains('\n'), "{line}");
+        assert!(
+            line.contains("--queue-bytes") && line.contains("--max-message") && !line.contains('\n'),
+            "{line}"
+        );
     }
 
     #[test]
     fn zero_turns_deadlines_off() {
         let config = config("--ping-interval 0 --idle-timeout 0 --stats-interval 0").expect("valid");
-        assert_eq!((config.heartbeat.ping_interval, config.heartbeat.idle_timeout), (None, None));
+        assert_eq!(
+            (config.heartbeat.ping_interval, config.heartbeat.idle_timeout),
+            (None, None)
+        );
         assert_eq!(config.stats_interval, None);
     }
 
     #[test]
     fn bare_compress_is_shared() {
-        assert_eq!(config("--compress --batch 8").expect("valid").compression, Compression::Shared);
-        assert_eq!(config("--compress off").expect("valid").compression, Compression::Off);
+        assert_eq!(
+            config("--compress --batch 8").expect("valid").compression,
+            Compression::Shared
+        );
+        assert_eq!(
+            config("--compress off").expect("valid").compression,
+            Compression::Off
+        );
     }
 
     #[test]
     fn flush_delay_is_a_duration_or_auto() {
         let fixed = engine::FlushDelay::Fixed(Duration::from_millis(2));
         assert_eq!(config("--flush-delay 2ms").expect("valid").flush_delay, fixed);
-        let auto = engine::FlushDelay::Auto { max: Duration::from_millis(4) };
-        assert_eq!(config("--flush-delay auto --flush-delay-max 4ms").expect("valid").flush_delay, auto);
+        let auto = engine::FlushDelay::Auto {
+            max: Duration::from_millis(4),
+        };
+        assert_eq!(
+            config("--flush-delay auto --flush-delay-max 4ms")
+                .expect("valid")
+                .flush_delay,
+            auto
+        );
     }
 }

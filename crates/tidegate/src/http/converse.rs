@@ -13,6 +13,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::body::Body;
+use bytes::Bytes;
 use engine::Opening;
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
@@ -57,7 +58,10 @@ impl Socket for TlsStream<TcpStream> {
 
 /// Serves a connection until it is handed to a shard or ends.
 pub(super) async fn converse<S: Socket>(http: &Arc<Http>, mut stream: S, peer: SocketAddr) {
-    let requests = Requests { http: Arc::clone(http), accepted: Cell::new(None) };
+    let requests = Requests {
+        http: Arc::clone(http),
+        accepted: Cell::new(None),
+    };
     let spoken = http1::Builder::new()
         .max_buf_size(HEAD_BYTES_MAX)
         .max_headers(HEADERS_MAX)
@@ -75,12 +79,28 @@ pub(super) async fn converse<S: Socket>(http: &Arc<Http>, mut stream: S, peer: S
             (Default::default(), None)
         }
     };
-    let Some(Accepted { path, deflate, seat }) = accepted else { return linger(stream).await };
+    let Some(Accepted { path, deflate, seat }) = accepted else {
+        return linger(stream).await;
+    };
     let (stream, tls) = stream.into_parts();
     // Fails if the socket cannot be taken from the runtime; then there is nothing left to serve.
     let Ok(stream) = stream.into_std() else { return };
-    let opening = Opening { info: Arrival { path, peer, seat }, deflate };
-    hand_over(http, Adoption { stream, tls, received, opening }).await;
+    let opening = Opening {
+        info: Arrival { path, peer, seat },
+        deflate,
+    };
+    // Copied, because the slice keeps the whole of hyper's buffer alive, and on another thread.
+    let received = Bytes::copy_from_slice(&received);
+    hand_over(
+        http,
+        Adoption {
+            stream,
+            tls,
+            received,
+            opening,
+        },
+    )
+    .await;
 }
 
 /// Closes a connection in order: what was sent arrives even if the peer was still sending.
@@ -128,8 +148,11 @@ impl Service<Request<Incoming>> for Requests {
 impl Requests {
     fn upgrade(&self, request: &Request<Incoming>) -> Result<Response<Body>, No> {
         let http = &self.http;
-        let headers: Vec<_> =
-            request.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+        let headers: Vec<_> = request
+            .headers()
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_bytes()))
+            .collect();
         let http11 = request.version() == http::Version::HTTP_11;
         let method = request.method().as_str();
         let acceptance = wire::handshake::check(method, http11, headers.iter().copied(), &http.policy)
@@ -143,11 +166,17 @@ impl Requests {
         for (name, value) in acceptance.headers() {
             // The values are made of tokens that were checked or of our own.
             if let Ok(value) = HeaderValue::from_str(value) {
-                response.headers_mut().append(HeaderName::from_static(name), value);
+                response
+                    .headers_mut()
+                    .append(HeaderName::from_static(name), value);
             }
         }
         let path = request.uri().path().into();
-        self.accepted.set(Some(Accepted { path, deflate: acceptance.deflate, seat }));
+        self.accepted.set(Some(Accepted {
+            path,
+            deflate: acceptance.deflate,
+            seat,
+        }));
         Ok(response)
     }
 }
@@ -172,15 +201,25 @@ impl No {
     fn response(&self, head_only: bool) -> Response<Body> {
         let (status, sentence) = match self {
             No::Refused(refusal) => (refusal.status(), refusal.sentence()),
-            No::Full => (503, "The server has as many connections as it takes; try again later."),
+            No::Full => (
+                503,
+                "The server has as many connections as it takes; try again later.",
+            ),
             No::Draining => (503, "The server is shutting down; connect again."),
         };
-        let body = if head_only { Body::empty() } else { Body::from(format!("{sentence}\n")) };
+        let body = if head_only {
+            Body::empty()
+        } else {
+            Body::from(format!("{sentence}\n"))
+        };
         let mut response = Response::new(body);
         *response.status_mut() = StatusCode::from_u16(status).expect("statuses are constants of RFC 9110");
         let headers = response.headers_mut();
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("text/plain; charset=utf-8"),
+        );
         match self {
             No::Refused(refusal) => {
                 for &(name, value) in refusal.headers() {

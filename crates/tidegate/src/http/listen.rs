@@ -21,7 +21,10 @@ pub(crate) fn listen(address: &str) -> Result<TcpListener, StartError> {
         let every = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
         return match bind(every, true) {
             // A machine without IPv6.
-            Err(error) if error.kind() != io::ErrorKind::AddrInUse && error.kind() != io::ErrorKind::PermissionDenied => {
+            Err(error)
+                if error.kind() != io::ErrorKind::AddrInUse
+                    && error.kind() != io::ErrorKind::PermissionDenied =>
+            {
                 bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), false)
             }
             outcome => outcome,
@@ -29,7 +32,11 @@ pub(crate) fn listen(address: &str) -> Result<TcpListener, StartError> {
         .map_err(failed);
     }
     let host = host.trim_start_matches('[').trim_end_matches(']');
-    let first = (host, port).to_socket_addrs().ok().and_then(|mut found| found.next()).ok_or_else(bad)?;
+    let first = (host, port)
+        .to_socket_addrs()
+        .ok()
+        .and_then(|mut found| found.next())
+        .ok_or_else(bad)?;
     bind(first, false).map_err(failed)
 }
 
@@ -74,7 +81,10 @@ mod tests {
         let first = listen("127.0.0.1:0").expect("listens");
         let address = first.local_addr().unwrap().to_string();
         let line = listen(&address).expect_err("in use").to_string();
-        assert!(line.contains(&address) && line.contains("in use") && line.contains("--addr"), "{line}");
+        assert!(
+            line.contains(&address) && line.contains("in use") && line.contains("--addr"),
+            "{line}"
+        );
     }
 
     #[test]

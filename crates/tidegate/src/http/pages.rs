@@ -53,7 +53,11 @@ async fn health(State(pages): State<Pages>) -> (StatusCode, Json<Value>) {
         (false, 0) => "ok",
         (false, _) => "failed",
     };
-    let code = if status == "ok" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let code = if status == "ok" {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
     let body = json!({
         "status": status,
         "version": env!("CARGO_PKG_VERSION"),

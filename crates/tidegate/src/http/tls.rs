@@ -17,7 +17,12 @@ pub(crate) fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, StartError> {
         .and_then(Iterator::collect)
         .map_err(|error| unreadable(&files.certificate, "certificate", "--tls-cert", &error))?;
     if chain.is_empty() {
-        return Err(unreadable(&files.certificate, "certificate", "--tls-cert", &pem::Error::NoItemsFound));
+        return Err(unreadable(
+            &files.certificate,
+            "certificate",
+            "--tls-cert",
+            &pem::Error::NoItemsFound,
+        ));
     }
     let key = PrivateKeyDer::from_pem_file(&files.key)
         .map_err(|error| unreadable(&files.key, "private key", "--tls-key", &error))?;
@@ -41,7 +46,10 @@ fn unreadable(path: &Path, what: &str, flag: &str, error: &pem::Error) -> StartE
         pem::Error::NoItemsFound => format!("it holds no {what} in PEM form"),
         _ => "it is not in PEM form".to_owned(),
     };
-    StartError::Tls(format!("cannot read the {what} {}: {why}; give a PEM file with {flag}", path.display()))
+    StartError::Tls(format!(
+        "cannot read the {what} {}: {why}; give a PEM file with {flag}",
+        path.display()
+    ))
 }
 
 fn mismatch(files: &TlsFiles, error: &rustls::Error) -> String {

@@ -166,7 +166,9 @@ impl Metrics {
 
 impl Layer for Metrics {
     fn handle(&self, context: &mut Context<'_>, event: Event<'_>, next: Next<'_>) {
-        let Event::Message(message) = event else { return next.run(context, event) };
+        let Event::Message(message) = event else {
+            return next.run(context, event);
+        };
         let by_kind = match message.kind {
             wire::Kind::Text => &self.measured.text_bytes,
             wire::Kind::Binary => &self.measured.binary_bytes,
@@ -176,9 +178,14 @@ impl Layer for Metrics {
         next.run(context, event);
         let taken = start.elapsed();
         let us = taken.as_micros() as u64;
-        let bucket = HANDLING_US_BOUNDS.iter().position(|&bound| us <= bound).unwrap_or(HANDLING_US_BOUNDS.len());
+        let bucket = HANDLING_US_BOUNDS
+            .iter()
+            .position(|&bound| us <= bound)
+            .unwrap_or(HANDLING_US_BOUNDS.len());
         self.measured.handling[bucket].fetch_add(1, Ordering::Relaxed);
-        self.measured.handling_ns.fetch_add(taken.as_nanos() as u64, Ordering::Relaxed);
+        self.measured
+            .handling_ns
+            .fetch_add(taken.as_nanos() as u64, Ordering::Relaxed);
     }
 
     fn started(&self, control: &Control) {
@@ -200,9 +207,16 @@ impl Collector for Exposed {
             ConstCounter::new(bytes.load(Ordering::Relaxed)).encode(metric.encode_family(&labels)?)?;
         }
         let help = "Time taken to handle one message, on the shard";
-        let mut metric =
-            encoder.encode_descriptor("tidegate_handling", help, Some(&Unit::Seconds), MetricType::Histogram)?;
-        let bounds = HANDLING_US_BOUNDS.iter().map(|&us| us as f64 / 1e6).chain([f64::INFINITY]);
+        let mut metric = encoder.encode_descriptor(
+            "tidegate_handling",
+            help,
+            Some(&Unit::Seconds),
+            MetricType::Histogram,
+        )?;
+        let bounds = HANDLING_US_BOUNDS
+            .iter()
+            .map(|&us| us as f64 / 1e6)
+            .chain([f64::INFINITY]);
         let counts = self.0.handling.iter().map(|count| count.load(Ordering::Relaxed));
         let buckets: Vec<(f64, u64)> = bounds.zip(counts).collect();
         let count = buckets.iter().map(|(_, count)| count).sum();

@@ -16,7 +16,10 @@ pub fn files() -> Files {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("cert.pem"), made.cert.pem()).unwrap();
     std::fs::write(folder.path().join("key.pem"), made.signing_key.serialize_pem()).unwrap();
-    Files { folder, certificate: made.cert.der().clone() }
+    Files {
+        folder,
+        certificate: made.cert.der().clone(),
+    }
 }
 
 impl Files {

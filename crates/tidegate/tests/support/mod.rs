@@ -48,8 +48,16 @@ impl Server {
             .expect("the program starts");
         let lines = read_lines(child.stdout.take().unwrap());
         let line = wait_for_line(&lines, "listening on ");
-        let address = line.split("://").nth(1).and_then(|rest| rest.split([' ', '"']).next()).unwrap();
-        Server { child, lines, address: address.parse().expect("the line holds the real address") }
+        let address = line
+            .split("://")
+            .nth(1)
+            .and_then(|rest| rest.split([' ', '"']).next())
+            .unwrap();
+        Server {
+            child,
+            lines,
+            address: address.parse().expect("the line holds the real address"),
+        }
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -66,7 +74,10 @@ impl Server {
     }
 
     pub fn signal(&self, name: &str) {
-        let sent = Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status().unwrap();
+        let sent = Command::new("kill")
+            .args([&format!("-{name}"), &self.pid().to_string()])
+            .status()
+            .unwrap();
         assert!(sent.success());
     }
 
@@ -84,7 +95,10 @@ impl Server {
 
     /// `GET path` over a connection of its own: the whole answer, head and body.
     pub fn get(&self, path: &str) -> String {
-        ask(self.address, &format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"))
+        ask(
+            self.address,
+            &format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"),
+        )
     }
 
     /// The sum of all samples of a metric whose labels hold `labels`.
@@ -99,7 +113,9 @@ impl Server {
 
     /// Waits until a metric has at least this value.
     pub fn wait_for_metric(&self, name: &str, labels: &str, least: f64) {
-        wait_until(&format!("{name}{{{labels}}} >= {least}"), || self.metric(name, labels) >= least);
+        wait_until(&format!("{name}{{{labels}}} >= {least}"), || {
+            self.metric(name, labels) >= least
+        });
     }
 
     /// Waits until this many connections are open and hear the room. The answer to an upgrade leaves before the connection is
@@ -114,7 +130,10 @@ impl Server {
 
     pub fn resident_bytes(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .unwrap();
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
     }
 }
@@ -128,7 +147,10 @@ impl Drop for Server {
 
 /// Runs the program to its end: exit code, standard output, standard error.
 pub fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
-    let output = Command::new(program()).args(arguments).output().expect("the program starts");
+    let output = Command::new(program())
+        .args(arguments)
+        .output()
+        .expect("the program starts");
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("the program prints text");
     (output.status.code(), text(output.stdout), text(output.stderr))
 }
@@ -143,7 +165,9 @@ pub fn ask(address: SocketAddr, request: &str) -> String {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.write_all(request.as_bytes()).expect("the request leaves");
     let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).expect("the server closes in order");
+    stream
+        .read_to_end(&mut answer)
+        .expect("the server closes in order");
     String::from_utf8(answer).expect("the answer is text")
 }
 

@@ -101,15 +101,20 @@ impl Raw {
         };
         let mut payload = vec![0; length as usize];
         self.stream.read_exact(&mut payload).ok()?;
-        Some(Frame { first: head[0], payload })
+        Some(Frame {
+            first: head[0],
+            payload,
+        })
     }
 
-    /// Reads on until a close frame comes, and gives its code; the connection must end after it.
+    /// Reads on until a close frame comes, answers it and gives its code; the connection must end after it.
     pub fn read_close(&mut self) -> u16 {
         loop {
             let frame = self.read_frame();
             if frame.first == FIN | CLOSE {
                 let code = frame.code();
+                // A server that was wronged does not wait for the answer and may be gone.
+                let _ = self.stream.write_all(&self::frame(FIN | CLOSE, &frame.payload));
                 assert_eq!(self.try_read_frame(), None, "nothing follows a close frame");
                 return code;
             }
@@ -119,7 +124,10 @@ impl Raw {
     /// The next frame must be this text.
     pub fn expect_text(&mut self, text: &str) {
         let frame = self.read_frame();
-        assert_eq!((frame.first, String::from_utf8_lossy(&frame.payload).as_ref()), (FIN | TEXT, text));
+        assert_eq!(
+            (frame.first, String::from_utf8_lossy(&frame.payload).as_ref()),
+            (FIN | TEXT, text)
+        );
     }
 }
 
@@ -136,7 +144,12 @@ pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let mask = [0x37, 0xfa, 0x21, 0x3d];
     let mut bytes = header(first, payload.len() as u64);
     bytes.extend(mask);
-    bytes.extend(payload.iter().enumerate().map(|(index, byte)| byte ^ mask[index % 4]));
+    bytes.extend(
+        payload
+            .iter()
+            .enumerate()
+            .map(|(index, byte)| byte ^ mask[index % 4]),
+    );
     bytes
 }
 
