@@ -10,7 +10,7 @@ use wire::{ClientHandshake, DeflateParams, DeflatePolicy, Policy};
 fuzz_target!(|data: &[u8]| {
     let deflate = DeflatePolicy {
         server_takeover: true,
-        client_takeover: data.len() % 2 == 0,
+        client_takeover: data.len().is_multiple_of(2),
     };
     let policy = Policy {
         deflate: Some(deflate),

@@ -25,7 +25,12 @@ impl Machine {
                 "tidegate",
                 first_line(&["git", "describe", "--always", "--dirty"]),
             ),
-            ("rustc", first_line(&["rustc", "--version"])),
+            (
+                "rustc",
+                first_line(&["rustc", "--version"])
+                    .trim_start_matches("rustc ")
+                    .to_owned(),
+            ),
             ("node", first_line(&["node", "--version"])),
             ("ws", npm_version("ws")),
             ("socket.io", npm_version("socket.io")),

@@ -68,14 +68,29 @@ impl Metric {
         }
     }
 
+    /// A value without its unit.
+    pub fn number(self, value: f64) -> String {
+        match self {
+            Metric::CpuPerDelivery => format!("{:.3}", value / 1e3),
+            Metric::CpuPerConnect => format!("{:.1}", value / 1e3),
+            Metric::MemoryPerConnection => format!("{value:.0}"),
+            Metric::CpuShare => format!("{:.2}", value * 100.0),
+        }
+    }
+
+    /// The unit of [`Metric::number`].
+    pub fn unit(self) -> &'static str {
+        match self {
+            Metric::CpuPerDelivery => "us a delivery",
+            Metric::CpuPerConnect => "us a connect",
+            Metric::MemoryPerConnection => "bytes a connection",
+            Metric::CpuShare => "% of a core",
+        }
+    }
+
     /// A value with its unit.
     pub fn show(self, value: f64) -> String {
-        match self {
-            Metric::CpuPerDelivery => format!("{:.3} us a delivery", value / 1e3),
-            Metric::CpuPerConnect => format!("{:.1} us a connect", value / 1e3),
-            Metric::MemoryPerConnection => format!("{value:.0} bytes a connection"),
-            Metric::CpuShare => format!("{:.2} % of a core", value * 100.0),
-        }
+        format!("{} {}", self.number(value), self.unit())
     }
 }
 

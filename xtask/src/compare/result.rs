@@ -59,7 +59,7 @@ impl Figure {
         Ok(Figure {
             value,
             p99_us,
-            deliveries_per_second: number("deliveries_per_s"),
+            deliveries_per_second: number("deliveries_per_s").filter(|rate| *rate > 0.0),
             loader_cpu_share: number("loader_cpu_share"),
             faults: ["violations", "failures"]
                 .iter()
@@ -257,6 +257,10 @@ fn verdict_cells(experiment: &Experiment, row: &Row, judgement: Option<&Judgemen
         Some(_) => format!("{value:.2}x"),
         None => experiment.metric.show(value),
     };
+    let number = |value: f64| match row.divided_by {
+        Some(_) => format!("{value:.2}"),
+        None => experiment.metric.number(value),
+    };
     let target = match row.target {
         Target::AtMost(bound) => format!("at most {}", show(bound)),
         Target::AtLeast(bound) => format!("at least {}", show(bound)),
@@ -277,7 +281,7 @@ fn verdict_cells(experiment: &Experiment, row: &Row, judgement: Option<&Judgemen
             };
             (
                 show(judgement.median) + &latency,
-                format!("{} - {}", show(smallest), show(largest)),
+                format!("{} - {}", number(smallest), number(largest)),
                 verdict,
             )
         }
