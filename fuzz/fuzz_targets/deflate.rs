@@ -22,6 +22,7 @@ fuzz_target!(|data: &[u8]| {
         if let Ok(inflated) = inflater.inflate(payload, bytes_max) {
             assert!(inflated.len() <= bytes_max);
             assert!(inflated.capacity() <= bytes_max + 1);
+            assert!(inflated.capacity() <= (2 * inflated.len()).max(16 << 10));
         }
     }
 

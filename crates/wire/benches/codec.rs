@@ -1,10 +1,10 @@
-//! Masking, decoding of small frames, encoding: `cargo bench -p tidegate-wire`.
+//! Masking, decoding of small frames, encoding, compressing and inflating: `cargo bench -p tidegate-wire`.
 #![allow(missing_docs)]
 
 use bytes::BytesMut;
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
-use wire::{Codec, Decoder, Item, Opcode, Role};
+use wire::{Codec, Decoder, Deflater, Inflater, Item, Opcode, Role};
 
 fn main() {
     divan::main();
@@ -65,16 +65,33 @@ fn encode(bencher: Bencher, size: usize) {
     });
 }
 
-/// JSON as rooms send it, compressed once for all receivers.
+/// JSON as rooms send it.
+fn room_json(size: usize) -> Vec<u8> {
+    (0..)
+        .flat_map(|index| format!(r#"{{"type":"USER_ANSWER","data":{{"id":{index}}}}}"#).into_bytes())
+        .take(size)
+        .collect()
+}
+
+/// Compressed once for all receivers.
 #[divan::bench(args = [128, 1024, 16_384])]
 fn deflate(bencher: Bencher, size: usize) {
-    let text =
-        (0..).flat_map(|index| format!(r#"{{"type":"USER_ANSWER","data":{{"id":{index}}}}}"#).into_bytes());
-    let payload: Vec<u8> = text.take(size).collect();
+    let payload = room_json(size);
     let mut codec = Codec::new(Role::Server, 1 << 20);
     let mut out = BytesMut::with_capacity(size);
     bencher.counter(BytesCount::new(size)).bench_local(|| {
         out.clear();
         codec.deflate(15, divan::black_box(&payload), &mut out);
     });
+}
+
+/// Counted in what comes out.
+#[divan::bench(args = [128, 1024, 16_384, 1 << 20])]
+fn inflate(bencher: Bencher, size: usize) {
+    let mut payload = BytesMut::new();
+    Deflater::new(15, false).compress(&room_json(size), &mut payload);
+    let mut inflater = Inflater::new(15, false);
+    bencher
+        .counter(BytesCount::new(size))
+        .bench_local(|| inflater.inflate(divan::black_box(&payload), 1 << 20));
 }

@@ -1,7 +1,8 @@
 //! permessage-deflate (RFC 7692): the compressor, the inflater with its cap, and what two sides agreed.
 //!
 //! The agreement itself (offers, answers) is in [`negotiate`]. What always holds: inflating stops at the cap it
-//! was given, whatever the input claims; memory grows by doubling with what was really inflated.
+//! was given, whatever the input claims; memory grows by doubling with what was really inflated; work is
+//! linear in what comes in and goes out.
 
 pub mod negotiate;
 
@@ -23,9 +24,12 @@ const TAIL: [u8; 4] = [0x00, 0x00, 0xff, 0xff];
 const EMPTY: u8 = 0x00;
 /// zlib's own default: a message is compressed once and sent to many.
 const LEVEL: u32 = 6;
-/// How much room is made at once for what comes out.
+/// How much room is made for what comes out before any of it is seen.
 const STEP_BYTES_MIN: usize = 64;
 const STEP_BYTES_MAX: usize = 16 * 1024;
+/// How often a DEFLATE stream may end inside one message and another begin. A sender may mark blocks as last
+/// (RFC 7692 section 7.2.3.4) and none in use does; each end costs more than the two bytes it takes.
+const STREAM_ENDS_MAX: usize = 16;
 
 /// What client and server agreed about compression (RFC 7692 section 7.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,58 +135,91 @@ impl Inflater {
     }
 
     /// Inflates the payload of one message; [`Violation::MessageTooBig`] as soon as it exceeds `bytes_max`,
-    /// [`Violation::InflateFailed`] if it is not a DEFLATE stream.
+    /// [`Violation::InflateFailed`] if it is not a DEFLATE stream or more than 16 of them end in it. While it
+    /// runs and in what it gives, the capacity is at most twice what was inflated, or 16 KiB for less than that.
     pub fn inflate(&mut self, payload: &[u8], bytes_max: usize) -> Result<Vec<u8>, Violation> {
         if !self.takeover {
             self.stream.reset(false);
         }
-        let mut out = Vec::new();
-        let ended = self.feed(payload, bytes_max, &mut out)?;
-        // A stream that said itself that it ends (RFC 7692 section 7.2.3.5) needs no tail.
+        let mut out = Inflated::new(payload.len(), bytes_max);
+        let ended = self.feed(payload, &mut out)?;
+        // A stream that said itself that it ends (RFC 7692 section 7.2.3.4) needs no tail.
         if !ended {
-            self.feed(&TAIL, bytes_max, &mut out)?;
+            self.feed(&TAIL, &mut out)?;
         }
-        Ok(out)
+        out.bytes.truncate(out.made_bytes);
+        Ok(out.bytes)
     }
 
     /// Inflates `input` onto `out`. Whether the stream ended exactly where `input` did; the next message then
     /// begins a new one.
-    fn feed(&mut self, input: &[u8], bytes_max: usize, out: &mut Vec<u8>) -> Result<bool, Violation> {
+    fn feed(&mut self, input: &[u8], out: &mut Inflated) -> Result<bool, Violation> {
         let mut rest = input;
+        // Each round but the last ends a stream, of which there are few, or fills the room, which then doubles.
         loop {
-            if out.len() == out.capacity() {
-                // One byte past the limit tells a message that just fits from one that does not.
-                let target = (out.len() * 2)
-                    .max(rest.len() * 3)
-                    .max(STEP_BYTES_MIN)
-                    .min(bytes_max.saturating_add(1));
-                out.reserve_exact(target - out.len());
-            }
-            let (before_in, before_out) = (self.stream.total_in(), out.len());
+            let (before_in, before_out) = (self.stream.total_in(), self.stream.total_out());
             let status = self
                 .stream
-                .decompress_vec(rest, out, FlushDecompress::Sync)
+                .decompress(rest, out.room(), FlushDecompress::Sync)
                 .map_err(|_| Violation::InflateFailed)?;
-            let taken = (self.stream.total_in() - before_in) as usize;
-            rest = &rest[taken..];
-            if out.len() > bytes_max {
+            rest = &rest[(self.stream.total_in() - before_in) as usize..];
+            out.made_bytes += (self.stream.total_out() - before_out) as usize;
+            if out.made_bytes > out.bytes_max {
                 return Err(Violation::MessageTooBig);
             }
             if status == Status::StreamEnd {
                 self.stream.reset(false);
+                out.stream_ends += 1;
+                if out.stream_ends > STREAM_ENDS_MAX {
+                    return Err(Violation::InflateFailed);
+                }
                 if rest.is_empty() {
                     return Ok(true);
                 }
-            } else if out.len() < out.capacity() {
+            } else if out.made_bytes < out.bytes.len() {
                 // Room was left over, so nothing waits inside; input that was left cannot be used.
                 return if rest.is_empty() {
                     Ok(false)
                 } else {
                     Err(Violation::InflateFailed)
                 };
-            } else if taken == 0 && out.len() == before_out {
-                return Err(Violation::InflateFailed);
             }
         }
+    }
+}
+
+/// A message while it is inflated.
+struct Inflated {
+    /// What was made, then room: zeroed when it was added and never again.
+    bytes: Vec<u8>,
+    made_bytes: usize,
+    bytes_max: usize,
+    stream_ends: usize,
+}
+
+impl Inflated {
+    /// Room for what `payload_bytes` usually make, within bounds.
+    fn new(payload_bytes: usize, bytes_max: usize) -> Inflated {
+        let room_bytes = payload_bytes
+            .saturating_mul(3)
+            .clamp(STEP_BYTES_MIN, STEP_BYTES_MAX)
+            .min(bytes_max.saturating_add(1));
+        Inflated {
+            bytes: vec![0; room_bytes],
+            made_bytes: 0,
+            bytes_max,
+            stream_ends: 0,
+        }
+    }
+
+    /// What may be written next, never nothing. It reaches at most one byte past the limit, which tells a
+    /// message that just fits from one that does not.
+    fn room(&mut self) -> &mut [u8] {
+        if self.made_bytes == self.bytes.len() {
+            let added_bytes = self.bytes.len().min(self.bytes_max - self.bytes.len() + 1);
+            self.bytes.reserve_exact(added_bytes);
+            self.bytes.resize(self.bytes.len() + added_bytes, 0);
+        }
+        &mut self.bytes[self.made_bytes..]
     }
 }

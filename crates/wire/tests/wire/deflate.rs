@@ -67,6 +67,38 @@ fn rfc_7692_7_2_3_5_two_blocks() {
     ]);
 }
 
+/// A whole DEFLATE stream of no bytes.
+const ENDED_STREAM: [u8; 2] = [0x03, 0x00];
+
+#[test]
+fn sixteen_streams_may_end_in_a_message() {
+    let mut message = ENDED_STREAM.repeat(16);
+    assert_eq!(Inflater::new(15, true).inflate(&message, 100), Ok(vec![]));
+    message.extend_from_slice(&HELLO);
+    check_example(&message);
+    let letters = [0xf3, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00].repeat(16);
+    assert_eq!(
+        Inflater::new(15, true).inflate(&letters, 100),
+        Ok(b"Hello".repeat(16))
+    );
+}
+
+/// What follows would be a violation of another kind, had it been looked at.
+#[test]
+fn the_seventeenth_end_of_a_stream_ends_the_work() {
+    for following in [&HELLO[..], b""] {
+        let mut message = ENDED_STREAM.repeat(17);
+        message.extend_from_slice(following);
+        assert_eq!(
+            Inflater::new(15, true).inflate(&message, 0),
+            Err(Violation::InflateFailed)
+        );
+    }
+    let mut receiver = Receiver::new(Role::Server, Some(DeflateParams::default()), 1 << 20);
+    let message = masked(true, true, Opcode::Binary, &ENDED_STREAM.repeat(500_000));
+    assert_eq!(receiver.feed(&message), Err(Violation::InflateFailed));
+}
+
 #[test]
 fn rfc_7692_7_2_3_6_an_empty_message() {
     for takeover in [false, true] {
@@ -139,17 +171,44 @@ fn one_compressed_message_serves_every_connection() {
 }
 
 #[test]
-fn what_does_not_compress_comes_through_too() {
-    // A generator of Knuth's, only to be incompressible.
+fn a_message_and_its_limit_of_any_size_come_through() {
+    // Around each size at which room is made: the first, its doubles, and the most that is made unseen.
+    let sizes = [
+        62, 63, 64, 65, 127, 128, 129, 16_383, 16_384, 16_385, 32_768, 200_000,
+    ];
+    for plain in sizes.into_iter().flat_map(|size| [vec![7; size], noise(size)]) {
+        let mut out = BytesMut::new();
+        Deflater::new(15, false).compress(&plain, &mut out);
+        let mut inflater = Inflater::new(15, false);
+        for bytes_max in [plain.len(), plain.len() + 1, usize::MAX] {
+            assert_eq!(
+                inflater.inflate(&out, bytes_max).as_ref(),
+                Ok(&plain),
+                "{bytes_max}"
+            );
+        }
+        assert_eq!(
+            inflater.inflate(&out, plain.len() - 1),
+            Err(Violation::MessageTooBig)
+        );
+    }
+}
+
+/// Bytes of a generator of Knuth's, only to be incompressible.
+fn noise(length: usize) -> Vec<u8> {
     let mut state = 1u64;
-    let noise: Vec<u8> = (0..300_000)
-        .map(|_| {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            (state >> 56) as u8
-        })
-        .collect();
+    let byte = |_| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    };
+    (0..length).map(byte).collect()
+}
+
+#[test]
+fn what_does_not_compress_comes_through_too() {
+    let noise = noise(300_000);
     let mut out = BytesMut::new();
     Deflater::new(15, false).compress(&noise, &mut out);
     assert_eq!(Inflater::new(15, false).inflate(&out, noise.len()), Ok(noise));

@@ -113,6 +113,27 @@ fn a_bomb_stops_at_the_limit() {
 }
 
 #[test]
+fn an_inflated_message_holds_at_most_twice_its_bytes_or_16_kib() {
+    let mut inflater = wire::Inflater::new(15, false);
+    for length in [0, 1, 100, 10_000, 16_384, 16_385, 32_769, 300_000] {
+        let mut payload = bytes::BytesMut::new();
+        wire::Deflater::new(15, false).compress(&vec![9; length], &mut payload);
+        // Blocks of nothing: an input far longer than what it makes.
+        for nothing in [0, 100, 100_000] {
+            let message = [&[0x00, 0x00, 0x00, 0xff, 0xff].repeat(nothing), &payload[..]].concat();
+            let inflated = inflater.inflate(&message, usize::MAX).unwrap();
+            assert_eq!(inflated.len(), length);
+            let held = inflated.capacity();
+            assert!(held <= (2 * length).max(16 << 10), "{held} for {length}");
+            assert!(
+                held <= (2 * length).max(3 * message.len()).max(64),
+                "{held} for {length}"
+            );
+        }
+    }
+}
+
+#[test]
 fn a_message_of_just_the_limit_passes() {
     for compress in [false, true] {
         let mut receiver = Receiver::new(Role::Server, Some(DeflateParams::default()), 5000);
