@@ -12,6 +12,9 @@ use crate::{ConnectionId, ShardId};
 /// Payloads below this are sent plain even to connections that negotiated compression: deflate would not shorten them.
 pub const DEFLATE_BYTES_MIN: usize = 64;
 
+/// Bytes that one message costs in a batch beside its frame: tiny messages must not be cheaper on paper than in memory.
+pub const ENTRY_BYTES: usize = size_of::<Entry>();
+
 /// A connection of any shard of the node.
 pub type Sender = (ShardId, ConnectionId);
 
@@ -41,9 +44,9 @@ impl Batch {
         &self.entries
     }
 
-    /// Bytes of all frames, uncompressed.
+    /// Bytes of memory: all frames, uncompressed, and their entries.
     pub fn bytes(&self) -> usize {
-        self.plain.len()
+        self.plain.len() + self.entries.len() * ENTRY_BYTES
     }
 
     /// All frames, uncompressed.
@@ -74,7 +77,6 @@ impl Batch {
             ends.push(bytes.len() as u32);
         }
         Deflated {
-            window_bits,
             bytes: bytes.freeze(),
             ends,
         }
@@ -110,8 +112,6 @@ pub fn encode_message(
 /// A batch in the compressed encoding for one window size.
 #[derive(Debug)]
 pub struct Deflated {
-    /// The window the receivers agreed to.
-    pub window_bits: u8,
     bytes: Bytes,
     ends: Vec<u32>,
 }
@@ -166,6 +166,8 @@ impl Encoded<'_> {
 pub struct BatchBuilder {
     bytes: BytesMut,
     entries: SmallVec<[Entry; 4]>,
+    /// How large the last batch was: the next one's first guess. No buffer is kept between batches, so a quiet room holds none.
+    last_bytes: usize,
 }
 
 impl BatchBuilder {
@@ -174,14 +176,20 @@ impl BatchBuilder {
         self.entries.is_empty()
     }
 
-    /// Bytes of frames added so far.
+    /// What [`Batch::bytes`] will say of what was added so far.
     pub fn bytes(&self) -> usize {
-        self.bytes.len()
+        self.bytes.len() + self.entries.len() * ENTRY_BYTES
     }
 
     /// Adds one message: its frame is encoded here and never again. Payloads are below 1 GiB (`limits`).
     pub fn push(&mut self, kind: Kind, payload: &[u8], except: Option<Sender>, key: Option<u64>) {
-        self.bytes.reserve(payload.len() + HEADER_BYTES_MAX);
+        let frame_bytes = payload.len() + HEADER_BYTES_MAX;
+        let guess = if self.entries.is_empty() {
+            self.last_bytes
+        } else {
+            0
+        };
+        self.bytes.reserve(frame_bytes.max(guess));
         encode_frame(&mut self.bytes, opcode(kind), false, payload);
         self.entries.push(Entry {
             end: self.bytes.len() as u32,
@@ -192,12 +200,10 @@ impl BatchBuilder {
         });
     }
 
-    /// Takes what was added. The buffer is used again when the batch is gone, unless it grew past `keep_bytes_max`.
-    pub fn seal(&mut self, keep_bytes_max: usize) -> Batch {
-        let plain = self.bytes.split().freeze();
-        if self.bytes.capacity() > keep_bytes_max || plain.len() > keep_bytes_max {
-            self.bytes = BytesMut::new();
-        }
+    /// Takes what was added. A next batch is expected to be as large, up to `expect_bytes_max`.
+    pub fn seal(&mut self, expect_bytes_max: usize) -> Batch {
+        let plain = std::mem::take(&mut self.bytes).freeze();
+        self.last_bytes = plain.len().min(expect_bytes_max);
         Batch {
             plain,
             entries: std::mem::take(&mut self.entries),

@@ -27,6 +27,9 @@ pub struct Heartbeat {
     pub ping_interval: Option<Duration>,
     /// A pinged connection that stays silent this long is closed.
     pub pong_timeout: Duration,
+    /// A connection that does not take a write within this time is cut off: it reads too slowly, or not at all. Queues bound what
+    /// it holds until then.
+    pub write_timeout: Duration,
     /// A connection that sent no message this long is closed. `None`: never.
     pub idle_timeout: Option<Duration>,
     /// A connection held by [`crate::Core::hold`] is closed if it is not established in this time.
@@ -40,6 +43,7 @@ impl Default for Heartbeat {
         Heartbeat {
             ping_interval: Some(Duration::from_secs(25)),
             pong_timeout: Duration::from_secs(10),
+            write_timeout: Duration::from_secs(60),
             idle_timeout: None,
             handshake_timeout: Duration::from_secs(10),
             close_timeout: Duration::from_secs(5),

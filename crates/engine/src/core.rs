@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use smallvec::SmallVec;
-use wire::{Codec, Decoder, DeflateParams, HEADER_BYTES_MAX, Kind, Opcode, Role, encode_close, encode_frame};
+use wire::{Codec, Decoder, DeflateParams, Kind, Opcode, Role, encode_close, encode_frame};
 
 use crate::batch::encode_message;
 use crate::config::{ShardConfig, close_code};
@@ -15,7 +15,7 @@ use crate::counters::{Cause, Counters};
 use crate::lanes::{Full, Lane, Overflow, Queued};
 use crate::mail::Mail;
 use crate::rooms::{JoinError, RoomId, RoomOptions, Rooms};
-use crate::slots::{Connection, DIRTY, Phase, QUEUED, Slots};
+use crate::slots::{Connection, DIRTY, PENDING, Phase, QUEUED, Slots};
 use crate::wheel::Wheel;
 use crate::{ConnectionId, ShardId, Time};
 
@@ -50,6 +50,12 @@ pub struct Core {
     /// Connections whose end began and of which the application has not been told.
     pub(crate) retired: Vec<(ConnectionId, Cause)>,
     pub(crate) outgoing: Vec<(ShardId, Mail)>,
+    /// Bytes of batches in `outgoing`.
+    pub(crate) outgoing_bytes: usize,
+    /// A connection that is not behind has half a queue full: the flush must not wait for the end of the turn.
+    pub(crate) crowded: bool,
+    /// Connections whose end began: they leave their rooms after the next flush, with what those still had for them.
+    pub(crate) leaving: Vec<ConnectionId>,
     pub(crate) drain: Option<Drain>,
     /// Reused by the flush: the first run of each touched slot.
     pub(crate) run_heads: Vec<u32>,
@@ -86,6 +92,9 @@ impl Core {
             flush_not_before: Time::ZERO,
             retired: Vec::new(),
             outgoing: Vec::new(),
+            outgoing_bytes: 0,
+            crowded: false,
+            leaving: Vec::new(),
             drain: None,
             run_heads: Vec::new(),
             config,
@@ -130,6 +139,8 @@ impl Core {
             received_at: self.now,
             message_at: self.now,
             pinged_at: None,
+            pending_at: self.now,
+            write_watched: false,
             phase: Phase::Open,
             ping_due: false,
             window_bits: deflate.map_or(0, |params| params.server_max_window_bits),
@@ -243,11 +254,6 @@ impl Core {
         }
     }
 
-    /// How many connections of this shard are in a room.
-    pub fn members(&mut self, room: RoomId) -> usize {
-        self.rooms.get(room).map_or(0, |room| room.members.len() as usize)
-    }
-
     /// Sends a message to all members of a room, on every shard, but `except`. It is encoded here and only here.
     ///
     /// `key` is what the message conflates by. A message longer than the limit is the caller's mistake.
@@ -294,7 +300,8 @@ impl Core {
             return false;
         }
         let window_bits = Some(state.window_bits).filter(|&bits| bits != 0);
-        let mut frame = BytesMut::with_capacity(message.payload.len() + HEADER_BYTES_MAX);
+        // Without a guess at its size: what a queue holds is what it counts.
+        let mut frame = BytesMut::new();
         encode_message(
             &mut frame,
             message.kind,
@@ -309,6 +316,7 @@ impl Core {
         match self.enqueue(connection.index, lane, queued, self.config.overflow) {
             Ok(accepted) => accepted,
             Err(Full) => {
+                self.counters.dropped_closed += 1;
                 self.close_slow(connection.index);
                 false
             }
@@ -324,13 +332,14 @@ impl Core {
         overflow: Overflow,
     ) -> Result<bool, Full> {
         let state = self.slots.at(index).expect("the caller has seen the connection");
-        let shed = state
-            .outbound()
-            .lanes
-            .push(lane, queued, overflow, &self.config.limits)?;
+        let lanes = &mut state.outbound().lanes;
+        let shed = lanes.push(lane, queued, overflow, &self.config.limits)?;
+        let half_full = lanes.messages() >= self.config.limits.queue_messages_max / 2
+            || lanes.bytes() >= self.config.limits.queue_bytes_max / 2;
         self.counters.dropped_oldest += u64::from(shed.oldest);
         self.counters.dropped_newest += u64::from(shed.newest);
         self.counters.conflated += u64::from(shed.conflated);
+        self.crowded |= half_full && !self.slots.has(index, PENDING);
         self.slots.set(index, QUEUED);
         self.mark(index);
         Ok(shed.newest == 0)
@@ -369,8 +378,9 @@ impl Core {
         }
         let outbound = state.outbound();
         outbound.close = Some(frame.freeze());
-        // A peer that said it would send nothing more, or cannot take more, gets no more messages.
-        if matches!(cause, Cause::Peer(_) | Cause::SlowConsumer | Cause::PongTimeout) {
+        // Whoever cannot take more gets nothing more; for the others the close comes after what they are owed.
+        let cannot_take_more = matches!(cause, Cause::SlowConsumer | Cause::PongTimeout);
+        if cannot_take_more {
             self.counters.dropped_closed += outbound.lanes.clear() as u64;
             outbound.pongs.clear();
             outbound.pongs_waiting = 0;
@@ -383,6 +393,11 @@ impl Core {
         self.wheel.set(connection.index, self.now + patience);
         self.mark(connection.index);
         self.retire(connection, cause);
+        if cannot_take_more {
+            self.leave_all(connection);
+        } else {
+            self.leaving.push(connection);
+        }
     }
 
     pub(crate) fn close_slow(&mut self, index: u32) {
@@ -395,18 +410,22 @@ impl Core {
         );
     }
 
-    /// The end of a connection's use: it leaves its rooms and the application will be told.
+    /// The end of a connection's use: it counts, and the application will be told.
     fn retire(&mut self, connection: ConnectionId, cause: Cause) {
         *self.counters.closed.entry(cause.label()).or_default() += 1;
         if let Cause::Violation(name) = cause {
             *self.counters.violations.entry(name).or_default() += 1;
         }
-        if let Some(state) = self.slots.get(connection) {
-            for room in std::mem::take(&mut state.rooms) {
-                self.remove_member(connection.index, room);
-            }
-        }
         self.retired.push((connection, cause));
+    }
+
+    pub(crate) fn leave_all(&mut self, connection: ConnectionId) {
+        let Some(state) = self.slots.get(connection) else {
+            return;
+        };
+        for room in std::mem::take(&mut state.rooms) {
+            self.remove_member(connection.index, room);
+        }
     }
 
     /// Frees a connection whose socket is gone or about to be let go. `cause` counts if its end had not begun before.
@@ -417,6 +436,8 @@ impl Core {
         if matches!(state.phase, Phase::Open | Phase::Handshaking) {
             self.retire(connection, cause);
         }
+        // At once: the slot may be used again before the next flush.
+        self.leave_all(connection);
         self.wheel.cancel(connection.index);
         if let Some(state) = self.slots.remove(connection.index)
             && let Some(mut outbound) = state.outbound
@@ -456,7 +477,10 @@ impl Core {
         let most = self.config.limits.drain_per_turn_max as u32;
         let end = self.slots.len().min(drain.next.saturating_add(most));
         for index in drain.next..end {
-            if self.slots.at(index).is_some() {
+            let Some(state) = self.slots.at(index) else {
+                continue;
+            };
+            if matches!(state.phase, Phase::Open | Phase::Handshaking) {
                 let id = self.slots.id(index);
                 self.begin_close(
                     id,
@@ -464,6 +488,9 @@ impl Core {
                     "server shutting down: reconnect",
                     Cause::Shutdown,
                 );
+            } else {
+                let patience = self.config.heartbeat.close_timeout;
+                self.wheel.set(index, drain.deadline.min(self.now + patience));
             }
         }
         self.drain = Some(Drain { next: end, ..drain });

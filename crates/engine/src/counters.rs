@@ -18,6 +18,8 @@ pub enum Cause {
     Violation(&'static str),
     /// Its outbound queue was full under [`crate::Overflow::Disconnect`].
     SlowConsumer,
+    /// It did not take a write in time.
+    WriteTimeout,
     /// It answered no ping in time.
     PongTimeout,
     /// It sent no message for the idle timeout.
@@ -40,6 +42,7 @@ impl Cause {
             Cause::Tls => "tls",
             Cause::Violation(_) => "violation",
             Cause::SlowConsumer => "slow_consumer",
+            Cause::WriteTimeout => "write_timeout",
             Cause::PongTimeout => "pong_timeout",
             Cause::Idle => "idle",
             Cause::HandshakeTimeout => "handshake_timeout",
@@ -59,6 +62,7 @@ impl fmt::Display for Cause {
             Cause::Tls => formatter.write_str("TLS failure"),
             Cause::Violation(name) => write!(formatter, "protocol violation: {name}"),
             Cause::SlowConsumer => formatter.write_str("outbound queue full"),
+            Cause::WriteTimeout => formatter.write_str("did not read what was sent in time"),
             Cause::PongTimeout => formatter.write_str("no pong in time"),
             Cause::Idle => formatter.write_str("no message within the idle timeout"),
             Cause::HandshakeTimeout => formatter.write_str("not established in time"),
@@ -99,7 +103,7 @@ pub struct Counters {
     pub dropped_newest: u64,
     /// Waiting messages replaced by a newer one of the same key.
     pub conflated: u64,
-    /// Messages dropped because their connection ended.
+    /// Messages dropped because their connection ended: it is gone, or it is being ended for a full queue.
     pub dropped_closed: u64,
     /// Pings sent by the heartbeat.
     pub pings_out: u64,

@@ -152,7 +152,18 @@ impl Core {
         }
     }
 
-    pub(crate) fn send_mail(&mut self, actions: &mut impl Actions<Mail>) {
+    /// Flushes in the middle of a turn when more has piled up than may wait for its end.
+    pub(crate) fn flush_if_crowded(&mut self, actions: &mut impl Actions<Mail>) {
+        let due_bytes_max = self.config.limits.due_bytes_max;
+        if self.crowded || self.due_bytes >= due_bytes_max {
+            self.flush_now(actions);
+        } else if self.outgoing_bytes >= due_bytes_max {
+            self.send_mail(actions);
+        }
+    }
+
+    fn send_mail(&mut self, actions: &mut impl Actions<Mail>) {
+        self.outgoing_bytes = 0;
         for (shard, mail) in self.outgoing.drain(..) {
             actions.mail(shard, mail);
         }
@@ -160,17 +171,21 @@ impl Core {
 
     pub(crate) fn flush_now(&mut self, actions: &mut impl Actions<Mail>) {
         let writes_before = self.counters.writes;
+        self.crowded = false;
         let rooms = std::mem::take(&mut self.dirty_rooms);
         let mut sources = self.take_sources(&rooms);
         self.mark_excluded(&sources, true);
         let mut troubled = Troubled::default();
         match &mut sources[..] {
             [] => {}
-            [source] if self.dirty.is_empty() => self.fan_out(source, actions, &mut troubled),
+            [source] => self.fan_out(source, actions, &mut troubled),
             _ => self.fan_out_together(&mut sources, actions, &mut troubled),
         }
         self.mark_excluded(&sources, false);
-        self.return_sources(sources, &rooms);
+        self.return_members(sources);
+        for id in std::mem::take(&mut self.leaving) {
+            self.leave_all(id);
+        }
         for index in std::mem::take(&mut troubled.overflowed) {
             self.close_slow(index);
         }
@@ -179,9 +194,10 @@ impl Core {
             self.remove(id, Cause::Reset);
             actions.close(id, Close::Abort);
         }
-        // Ends that were found on the way may have left letters and rooms behind.
+        // Ends that were found on the way may have left rooms and letters behind.
+        self.sweep_rooms(&rooms);
         self.send_mail(actions);
-        self.due_since = (!self.dirty.is_empty() || !self.dirty_rooms.is_empty()).then_some(self.now);
+        self.due_since = (!self.dirty.is_empty()).then_some(self.now);
         if let FlushDelay::Auto { max } = self.config.flush_delay {
             let writes = u32::try_from(self.counters.writes - writes_before).unwrap_or(u32::MAX);
             self.flush_not_before = self.now + FlushDelay::REST_FOR_WRITE.saturating_mul(writes).min(max);
@@ -217,14 +233,20 @@ impl Core {
         sources
     }
 
-    fn return_sources(&mut self, sources: SmallVec<[Source; 1]>, rooms: &[u32]) {
+    fn return_members(&mut self, sources: SmallVec<[Source; 1]>) {
         for source in sources {
             self.rooms.at(source.room).expect("a source's room stays").members = source.members;
         }
-        for &index in rooms {
-            if let Some(room) = self.rooms.at(index) {
-                room.dirty = false;
-                self.rooms.remove_if_abandoned(index);
+    }
+
+    /// Forgets those of the flushed rooms that nothing holds any more, and of those that lost members in the flush.
+    fn sweep_rooms(&mut self, flushed: &[u32]) {
+        for list in [flushed, &std::mem::take(&mut self.dirty_rooms)] {
+            for &index in list {
+                if let Some(room) = self.rooms.at(index) {
+                    room.dirty = false;
+                    self.rooms.remove_if_abandoned(index);
+                }
             }
         }
     }
@@ -249,14 +271,18 @@ impl Core {
         }
     }
 
-    /// The usual case: one room has something to say, nobody has anything else.
+    /// The usual case: one room has something to say. Members that keep up and have nothing of their own get the same slice.
     fn fan_out(&mut self, source: &mut Source, actions: &mut impl Actions<Mail>, troubled: &mut Troubled) {
         let members = std::mem::take(&mut source.members);
-        let (mut whole, mut pending) = (0, 0);
+        let mut whole = 0;
         for index in &members {
             let hot = self.slots.hot[index as usize];
+            if hot.flags & PENDING != 0 {
+                self.wait_in_lanes(index, source, troubled);
+                continue;
+            }
             if hot.flags != 0 {
-                self.deliver_apart(index, source, actions, troubled);
+                self.write_gathered(index, std::iter::once(&mut *source), actions, troubled);
                 continue;
             }
             let id = ConnectionId {
@@ -266,40 +292,17 @@ impl Core {
             whole += 1;
             match actions.write(id, &source.encodings[0].parts) {
                 Wrote::Done => {}
-                Wrote::Pending => {
-                    self.slots.set(index, PENDING);
-                    pending += 1;
-                }
+                Wrote::Pending => self.note_pending(index),
                 Wrote::Failed => self.note_broken(index, troubled),
             }
         }
         self.counters.writes += whole;
-        self.counters.writes_pending += pending;
         self.counters.messages_out += whole * source.messages;
         self.counters.bytes_out += whole * source.encodings[0].bytes;
         source.members = members;
     }
 
-    /// One member that is not in the usual state.
-    fn deliver_apart(
-        &mut self,
-        index: u32,
-        source: &mut Source,
-        actions: &mut impl Actions<Mail>,
-        troubled: &mut Troubled,
-    ) {
-        if self.slots.has(index, PENDING | QUEUED) {
-            if self.wait_in_lanes(index, source).is_err() {
-                troubled.overflowed.push(index);
-            }
-            return;
-        }
-        let mut parts = Parts::new();
-        self.add_parts(index, source, &mut parts);
-        self.write(index, &parts, actions, troubled);
-    }
-
-    /// Several rooms, or connections with something of their own: first find out who gets what, then write each once.
+    /// Several rooms have something to say: first find out who gets what, then write to each connection once.
     fn fan_out_together(
         &mut self,
         sources: &mut [Source],
@@ -310,11 +313,10 @@ impl Core {
         heads.resize(self.slots.len() as usize, NO_RUN);
         let mut runs: Vec<Run> = Vec::new();
         let mut touched: Vec<u32> = Vec::new();
-        // Lists are built from their ends, so the sources are visited last first; connections with a queue are served apart,
-        // in order.
+        // The lists of runs are built from their ends, so the sources are visited last first.
         for (at, source) in sources.iter().enumerate().rev() {
             for index in &source.members {
-                if self.slots.has(index, PENDING | QUEUED) {
+                if self.slots.has(index, PENDING) {
                     continue;
                 }
                 if !self.slots.has(index, TOUCHED) {
@@ -331,24 +333,54 @@ impl Core {
         for source in sources.iter_mut() {
             let members = std::mem::take(&mut source.members);
             for index in &members {
-                if self.slots.has(index, PENDING | QUEUED) && self.wait_in_lanes(index, source).is_err() {
-                    troubled.overflowed.push(index);
+                if self.slots.has(index, PENDING) {
+                    self.wait_in_lanes(index, source, troubled);
                 }
             }
             source.members = members;
         }
         for index in touched {
             self.slots.clear(index, TOUCHED);
-            let mut parts = Parts::new();
-            self.take_control(index, &mut parts);
             let mut next = std::mem::replace(&mut heads[index as usize], NO_RUN);
+            let mut own: SmallVec<[u32; 8]> = SmallVec::new();
             while let Some(run) = runs.get(next as usize) {
-                self.add_parts(index, &mut sources[run.source as usize], &mut parts);
+                own.push(run.source);
                 next = run.next;
             }
-            self.write(index, &parts, actions, troubled);
+            let mut rest = &mut sources[..];
+            let mut passed = 0;
+            // Runs name sources in rising order, so each is found behind the one before.
+            let its_sources = own.iter().map(|&at| {
+                let (source, behind) = std::mem::take(&mut rest)[at as usize - passed..]
+                    .split_first_mut()
+                    .expect("runs name sources");
+                passed = at as usize + 1;
+                rest = behind;
+                source
+            });
+            self.write_gathered(index, its_sources, actions, troubled);
         }
         self.run_heads = heads;
+    }
+
+    /// One write with all that is due to a connection: control frames, then lane by lane what waits for it and what its rooms
+    /// have, highest first, and last its close frame.
+    fn write_gathered<'a>(
+        &mut self,
+        index: u32,
+        sources: impl Iterator<Item = &'a mut Source>,
+        actions: &mut impl Actions<Mail>,
+        troubled: &mut Troubled,
+    ) {
+        let mut parts = Parts::new();
+        self.take_control(index, &mut parts);
+        for source in sources {
+            self.take_lanes(index, source.options.lane, usize::MAX, &mut parts);
+            self.add_parts(index, source, &mut parts);
+        }
+        self.take_lanes(index, Lane::Low, usize::MAX, &mut parts);
+        self.take_close(index, &mut parts);
+        self.write(index, &parts, actions, troubled);
     }
 
     /// Adds what a source has for a connection to the pieces of its write.
@@ -376,36 +408,44 @@ impl Core {
     }
 
     /// Queues a source's messages one by one for a connection that cannot take them now.
-    fn wait_in_lanes(&mut self, index: u32, source: &mut Source) -> Result<(), Full> {
+    fn wait_in_lanes(&mut self, index: u32, source: &mut Source, troubled: &mut Troubled) {
         let at = self.encoding_for(index, source);
         let receiver = (self.config.shard, self.slots.id(index));
+        let RoomOptions { lane, overflow } = source.options;
         let mut frames = std::mem::take(&mut source.encodings[at].frames);
         frames.resize(source.messages as usize, None);
         let mut position = 0;
-        let mut result = Ok(());
-        'all: for (number, batch) in source.batches.iter().enumerate() {
+        let mut full = false;
+        for (number, batch) in source.batches.iter().enumerate() {
             for (entry_position, entry) in batch.entries().iter().enumerate() {
-                let encoded = source.encodings[at].encoded(&source.batches, number);
-                let frame = frames[position].get_or_insert_with(|| encoded.frame(entry_position));
+                let frame = &mut frames[position];
                 position += 1;
                 if entry.except == Some(receiver) {
                     continue;
                 }
+                if full {
+                    self.counters.dropped_closed += 1;
+                    continue;
+                }
+                let encoded = source.encodings[at].encoded(&source.batches, number);
+                let frame = frame.get_or_insert_with(|| encoded.frame(entry_position)).clone();
                 let queued = Queued {
-                    frame: frame.clone(),
+                    frame,
                     key: entry.key,
                 };
-                if let Err(full) = self.enqueue(index, source.options.lane, queued, source.options.overflow) {
-                    result = Err(full);
-                    break 'all;
+                if let Err(Full) = self.enqueue(index, lane, queued, overflow) {
+                    self.counters.dropped_closed += 1;
+                    full = true;
                 }
             }
         }
         source.encodings[at].frames = frames;
-        result
+        if full {
+            troubled.overflowed.push(index);
+        }
     }
 
-    /// Writes what connections have of their own: control frames, lanes, and last the close frame.
+    /// Writes what connections have of their own and no room's flush took along.
     fn write_own(&mut self, actions: &mut impl Actions<Mail>, troubled: &mut Troubled) {
         let dirty = std::mem::take(&mut self.dirty);
         for &index in &dirty {
@@ -415,13 +455,13 @@ impl Core {
                 && !self.slots.has(index, PENDING | BROKEN)
             {
                 let mut parts = Parts::new();
-                self.take_own(index, &mut parts);
+                self.take_control(index, &mut parts);
+                self.take_lanes(index, Lane::Low, self.config.limits.write_bytes_max, &mut parts);
+                self.take_close(index, &mut parts);
                 if parts.is_empty() {
                     break;
                 }
-                if self.write(index, &parts, actions, troubled) != Wrote::Done {
-                    break;
-                }
+                self.write(index, &parts, actions, troubled);
             }
             if !self.slots.has(index, PENDING | BROKEN) {
                 self.finish_close(index, actions);
@@ -434,11 +474,12 @@ impl Core {
         }
     }
 
+    /// Takes the pongs and the ping that wait.
     fn take_control(&mut self, index: u32, parts: &mut Parts) {
-        let Some(state) = self.slots.at(index) else { return };
-        if std::mem::take(&mut state.ping_due) {
-            parts.push(Bytes::from_static(PING));
-        }
+        let now = self.now;
+        let Some(state) = self.slots.at(index) else {
+            return;
+        };
         if let Some(outbound) = state
             .outbound
             .as_mut()
@@ -447,41 +488,55 @@ impl Core {
             outbound.pongs_waiting = 0;
             parts.push(std::mem::take(&mut outbound.pongs).freeze());
         }
+        if std::mem::take(&mut state.ping_due) {
+            parts.push(Bytes::from_static(PING));
+            state.pinged_at = Some(now);
+            self.counters.pings_out += 1;
+            self.arm_heartbeat(index);
+        }
     }
 
-    /// Takes the next write's worth of what a connection has of its own.
-    fn take_own(&mut self, index: u32, parts: &mut Parts) {
-        self.take_control(index, parts);
-        let write_bytes_max = self.config.limits.write_bytes_max;
-        let Some(state) = self.slots.at(index) else { return };
-        let Some(outbound) = state.outbound.as_mut() else {
+    /// Takes what waits in the lanes from `least` up until `bytes_max` are reached.
+    fn take_lanes(&mut self, index: u32, least: Lane, bytes_max: usize, parts: &mut Parts) {
+        if !self.slots.has(index, QUEUED) {
+            return;
+        }
+        let Some(outbound) = self.slots.at(index).and_then(|state| state.outbound.as_mut()) else {
             return;
         };
-        let (mut bytes, mut messages) = (0, 0);
-        while bytes < write_bytes_max
-            && let Some(frame) = outbound.lanes.pop(Lane::Low)
+        let mut bytes = 0;
+        while bytes < bytes_max
+            && let Some(frame) = outbound.lanes.pop(least)
         {
             bytes += frame.len();
-            messages += 1;
+            self.counters.messages_out += 1;
             parts.push(frame);
         }
-        let empty = outbound.lanes.is_empty();
-        if empty {
-            if let Some(close) = outbound.close.take() {
-                parts.push(close);
-                match &mut state.phase {
-                    Phase::Closing { sent, .. } | Phase::Failing { sent } => *sent = true,
-                    Phase::Handshaking | Phase::Open => {
-                        unreachable!("a close frame waits only while closing")
-                    }
-                }
-            }
-            state.outbound = None;
-        }
-        self.counters.messages_out += messages;
-        if empty {
+        if outbound.lanes.is_empty() {
             self.slots.clear(index, QUEUED);
         }
+    }
+
+    /// Takes the close frame if all else has been taken, and drops what held it.
+    fn take_close(&mut self, index: u32, parts: &mut Parts) {
+        let Some(state) = self.slots.at(index) else {
+            return;
+        };
+        let Some(outbound) = state
+            .outbound
+            .as_mut()
+            .filter(|outbound| outbound.lanes.is_empty())
+        else {
+            return;
+        };
+        if let Some(close) = outbound.close.take() {
+            parts.push(close);
+            match &mut state.phase {
+                Phase::Closing { sent, .. } | Phase::Failing { sent } => *sent = true,
+                Phase::Handshaking | Phase::Open => unreachable!("a close frame waits only while closing"),
+            }
+        }
+        state.outbound = None;
     }
 
     fn write(
@@ -490,22 +545,17 @@ impl Core {
         parts: &[Bytes],
         actions: &mut impl Actions<Mail>,
         troubled: &mut Troubled,
-    ) -> Wrote {
+    ) {
         if parts.is_empty() {
-            return Wrote::Done;
+            return;
         }
         self.counters.writes += 1;
         self.counters.bytes_out += parts.iter().map(|part| part.len() as u64).sum::<u64>();
-        let wrote = actions.write(self.slots.id(index), parts);
-        match wrote {
+        match actions.write(self.slots.id(index), parts) {
             Wrote::Done => {}
-            Wrote::Pending => {
-                self.slots.set(index, PENDING);
-                self.counters.writes_pending += 1;
-            }
+            Wrote::Pending => self.note_pending(index),
             Wrote::Failed => self.note_broken(index, troubled),
         }
-        wrote
     }
 
     fn note_broken(&mut self, index: u32, troubled: &mut Troubled) {

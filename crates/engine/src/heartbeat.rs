@@ -10,7 +10,7 @@ use crate::core::Core;
 use crate::counters::Cause;
 use crate::machine::{Actions, Close};
 use crate::mail::Mail;
-use crate::slots::Phase;
+use crate::slots::{PENDING, Phase};
 
 impl Core {
     /// The interval after which a silent connection is pinged: the configured one less up to a quarter, by slot, so that connections
@@ -25,17 +25,23 @@ impl Core {
     /// Sets the timer of an open connection to whatever is next for it.
     pub(crate) fn arm_heartbeat(&mut self, index: u32) {
         let interval = self.ping_interval(index);
+        let pending = self.slots.has(index, PENDING);
         let heartbeat = &self.config.heartbeat;
-        let Some(state) = self.slots.at(index) else { return };
-        let ping = match state.pinged_at {
+        let Some(state) = self.slots.at(index) else {
+            return;
+        };
+        let sign_of_life = match state.pinged_at {
+            // A peer with a write pending proves itself by reading.
+            _ if pending => Some(state.pending_at + heartbeat.write_timeout),
+            // The ping leaves with the next write, which sets the timer again.
+            _ if state.ping_due => None,
             Some(pinged_at) => Some(pinged_at + heartbeat.pong_timeout),
             None => interval.map(|interval| state.received_at + interval),
         };
         let idle = heartbeat.idle_timeout.map(|timeout| state.message_at + timeout);
-        match (ping, idle) {
-            (Some(ping), Some(idle)) => self.wheel.set(index, ping.min(idle)),
-            (Some(next), None) | (None, Some(next)) => self.wheel.set(index, next),
-            (None, None) => self.wheel.cancel(index),
+        match sign_of_life.into_iter().chain(idle).min() {
+            Some(next) => self.wheel.set(index, next),
+            None => self.wheel.cancel(index),
         }
     }
 
@@ -53,7 +59,7 @@ impl Core {
         let id = self.slots.id(index);
         let Some(state) = self.slots.at(index) else { return };
         match state.phase {
-            Phase::Open => self.beat(index),
+            Phase::Open => self.beat(index, actions),
             Phase::Handshaking => {
                 self.begin_close(
                     id,
@@ -70,20 +76,29 @@ impl Core {
         }
     }
 
-    fn beat(&mut self, index: u32) {
+    fn beat(&mut self, index: u32, actions: &mut impl Actions<Mail>) {
         let now = self.now;
+        let id = self.slots.id(index);
         let interval = self.ping_interval(index);
+        let pending = self.slots.has(index, PENDING);
         let heartbeat = &self.config.heartbeat;
-        let Some(state) = self.slots.at(index) else { return };
+        let Some(state) = self.slots.at(index) else {
+            return;
+        };
         let received_at = state.received_at;
         if state.pinged_at.is_some_and(|pinged_at| received_at >= pinged_at) {
             state.pinged_at = None;
+        }
+        if pending && now.since(state.pending_at) >= heartbeat.write_timeout {
+            // No close frame could reach it.
+            self.remove(id, Cause::WriteTimeout);
+            actions.close(id, Close::Abort);
+            return;
         }
         if heartbeat
             .idle_timeout
             .is_some_and(|timeout| now.since(state.message_at) >= timeout)
         {
-            let id = self.slots.id(index);
             self.begin_close(
                 id,
                 close_code::IDLE,
@@ -92,9 +107,11 @@ impl Core {
             );
             return;
         }
-        if let Some(pinged_at) = state.pinged_at {
+        state.write_watched = pending;
+        if pending || state.ping_due {
+            // It has its own proof to give first.
+        } else if let Some(pinged_at) = state.pinged_at {
             if now.since(pinged_at) >= heartbeat.pong_timeout {
-                let id = self.slots.id(index);
                 self.begin_close(
                     id,
                     close_code::PONG_TIMEOUT,
@@ -104,11 +121,41 @@ impl Core {
                 return;
             }
         } else if interval.is_some_and(|interval| now.since(received_at) >= interval) {
-            state.pinged_at = Some(now);
             state.ping_due = true;
-            self.counters.pings_out += 1;
             self.mark(index);
         }
         self.arm_heartbeat(index);
+    }
+
+    /// Notes that a write to a connection is pending: it has the write timeout to take it, counted from now and looked at
+    /// when its timer next fires.
+    pub(crate) fn note_pending(&mut self, index: u32) {
+        self.slots.set(index, PENDING);
+        self.counters.writes_pending += 1;
+        let now = self.now;
+        let pings = self.config.heartbeat.ping_interval.is_some();
+        let Some(state) = self.slots.at(index) else {
+            return;
+        };
+        state.pending_at = now;
+        if !pings && state.phase == Phase::Open {
+            state.write_watched = true;
+            self.arm_heartbeat(index);
+        }
+    }
+
+    /// Notes that a pending write has left.
+    pub(crate) fn note_flushed(&mut self, index: u32) {
+        self.slots.clear(index, PENDING);
+        let now = self.now;
+        let Some(state) = self.slots.at(index) else {
+            return;
+        };
+        let watched = std::mem::take(&mut state.write_watched);
+        // A ping that was in the write reaches the peer only now.
+        state.pinged_at = state.pinged_at.map(|_| now);
+        if (watched || state.pinged_at.is_some()) && state.phase == Phase::Open {
+            self.arm_heartbeat(index);
+        }
     }
 }

@@ -26,7 +26,7 @@ pub use config::{FlushDelay, Heartbeat, ShardConfig, close_code};
 pub use counters::{Cause, Counters};
 pub use lanes::{Lane, Overflow};
 pub use limits::{LimitError, Limits};
-pub use machine::{Actions, Close, ConnectionId, Machine, ShardId, SocketEnd, Wrote};
+pub use machine::{Actions, Close, ConnectionId, Letter, Machine, ShardId, SocketEnd, Wrote};
 pub use mail::Mail;
 pub use rooms::{JoinError, RoomId, RoomOptions};
 pub use shard::{Application, Opening, Shard};

@@ -6,16 +6,17 @@
 use std::fmt;
 
 use wire::HEADER_BYTES_MAX;
+use wire::frame::CONTROL_PAYLOAD_BYTES_MAX;
 
 /// Bytes that an idle connection holds in a shard: its slot, timer node, socket entry and room membership. Checked by a
 /// test against the real sizes.
-pub const IDLE_CONNECTION_BYTES: usize = 320;
+pub const IDLE_CONNECTION_BYTES: usize = 384;
 
 /// Bytes that one queued message costs beside its frame: the queue's entry and the frame's reference count.
 pub const QUEUED_MESSAGE_BYTES: usize = 96;
 
-/// The largest payload of a control frame (RFC 6455 section 5.5).
-pub const CONTROL_PAYLOAD_BYTES_MAX: usize = 125;
+/// Bytes that one room costs a shard beside its name: its entry, bitmap and place in the index.
+pub const ROOM_BYTES: usize = 640;
 
 /// Bytes of pongs that wait for one connection in one turn. A peer that pings faster gets the newest ones only; one that does not
 /// read gets the last.
@@ -35,13 +36,14 @@ pub struct Limits {
     pub queue_messages_max: usize,
     /// Bytes of the frames waiting for one connection in all its lanes together.
     pub queue_bytes_max: usize,
-    /// Bytes handed to the driver for one connection at once (or one message, if it is larger): what a driver may
-    /// hold for a peer that does not read.
+    /// Bytes taken from one connection's lanes for one write, or one message, if it is larger. What its rooms have for it in the same
+    /// turn comes on top, at most `due_bytes_max` and one message.
     pub write_bytes_max: usize,
     /// Bytes of frames collected for one room before a new batch begins (or one message, if it is larger): what a
     /// partly written batch can keep alive for one stalled connection.
     pub batch_bytes_max: usize,
-    /// Bytes of frames collected for all rooms before they leave, whatever the flush delay says.
+    /// Bytes of frames, and of their entries, collected for all rooms before they leave, whatever the flush delay says; and
+    /// the same again for mail to other shards.
     pub due_bytes_max: usize,
     /// Rooms one connection may be in.
     pub rooms_per_connection_max: usize,
@@ -108,6 +110,8 @@ impl std::error::Error for LimitError {}
 impl Limits {
     /// The largest message or batch that the offsets inside a batch can count.
     const MESSAGE_BYTES_CEILING: usize = 1 << 30;
+    /// Slots are counted in 32 bits, and drivers keep a few of them for themselves.
+    const CONNECTIONS_CEILING: usize = 1 << 29;
 
     /// Checks that the limits fit each other.
     pub fn validate(&self) -> Result<(), LimitError> {
@@ -128,12 +132,26 @@ impl Limits {
                 return Err(LimitError::Zero(name));
             }
         }
-        for (name, value) in [
-            ("message_bytes_max", self.message_bytes_max),
-            ("batch_bytes_max", self.batch_bytes_max),
+        for (name, value, ceiling) in [
+            ("connections_max", self.connections_max, Self::CONNECTIONS_CEILING),
+            (
+                "drain_per_turn_max",
+                self.drain_per_turn_max,
+                Self::CONNECTIONS_CEILING,
+            ),
+            (
+                "message_bytes_max",
+                self.message_bytes_max,
+                Self::MESSAGE_BYTES_CEILING,
+            ),
+            (
+                "batch_bytes_max",
+                self.batch_bytes_max,
+                Self::MESSAGE_BYTES_CEILING,
+            ),
         ] {
-            if value > Self::MESSAGE_BYTES_CEILING {
-                return Err(LimitError::TooLarge(name, Self::MESSAGE_BYTES_CEILING));
+            if value > ceiling {
+                return Err(LimitError::TooLarge(name, ceiling));
             }
         }
         let least = self.message_bytes_max + HEADER_BYTES_MAX;
@@ -146,23 +164,26 @@ impl Limits {
         Ok(())
     }
 
-    /// What one connection can make the shard hold at the worst: a partial message (twice its bytes while it
-    /// grows), full lanes, and what the driver still has to send.
+    /// What one connection can make the shard's logic hold at the worst: a partial message (twice its bytes while it
+    /// grows), full lanes, rooms of its own, and what the driver still has to send. The driver's own buffers, TLS, and a
+    /// decompressor kept between messages (48 KiB, only if context takeover was granted) come on top.
     pub fn connection_bytes_max(&self) -> usize {
         let largest_frame = self.message_bytes_max + HEADER_BYTES_MAX;
         let partial = 2 * self.message_bytes_max + CONTROL_PAYLOAD_BYTES_MAX;
         let queue = self.queue_bytes_max + self.queue_messages_max * QUEUED_MESSAGE_BYTES;
-        let pong_and_close = PONGS_BYTES_MAX + CONTROL_PAYLOAD_BYTES_MAX + HEADER_BYTES_MAX;
+        let pongs_and_close = PONGS_BYTES_MAX + CONTROL_PAYLOAD_BYTES_MAX + HEADER_BYTES_MAX;
+        let rooms = self.rooms_per_connection_max * (ROOM_BYTES + 2 * self.room_name_bytes_max);
         // A write that stalls keeps whole batches alive of which only a part is still to be sent.
-        let handed = self.write_bytes_max.max(largest_frame) + self.due_bytes_max + largest_frame;
-        IDLE_CONNECTION_BYTES + partial + queue + pong_and_close + handed
+        let handed = self.queue_bytes_max + self.due_bytes_max + largest_frame;
+        IDLE_CONNECTION_BYTES + partial + queue + pongs_and_close + rooms + handed
     }
 
-    /// What the whole shard can hold at the worst, if no two connections share a frame (in practice they do).
+    /// What the whole shard's logic can hold at the worst, if no two connections share a frame or a room (in practice they do):
+    /// its connections, what is due to rooms and what is to be mailed, each with one read's worth of messages too much.
     pub fn shard_bytes_max(&self) -> usize {
         self.connections_max
             .saturating_mul(self.connection_bytes_max())
-            .saturating_add(self.due_bytes_max + self.message_bytes_max)
+            .saturating_add(2 * (self.due_bytes_max + self.message_bytes_max))
     }
 }
 

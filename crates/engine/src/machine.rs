@@ -65,6 +65,18 @@ pub enum Close {
     Abort,
 }
 
+/// Mail between the machines of a group, as those who carry it see it.
+pub trait Letter: Send + 'static {
+    /// Bytes of memory that the letter keeps alive while it is under way.
+    fn bytes(&self) -> usize;
+
+    /// True if the receiver may send mail because of it: mail that is not a request itself. What is no request makes no mail, but
+    /// for a bounded number of letters that say what became of a connection. A receiver whose own mail is held back leaves requests waiting, which
+    /// in the end stops the reading of those who send them; it always takes the others, so two full machines cannot wait
+    /// for each other. Requests between two machines keep their order, and so do the others; not the two among themselves.
+    fn is_request(&self) -> bool;
+}
+
 /// What a machine may ask of the world.
 pub trait Actions<Mail> {
     /// Sends the concatenation of `parts` (none empty) after all that was written before. Everything due to a
@@ -78,7 +90,8 @@ pub trait Actions<Mail> {
     /// machine may reuse the slot.
     fn close(&mut self, connection: ConnectionId, how: Close);
 
-    /// Sends mail to another machine of the group (never to itself), in order for each pair. It arrives in a later turn.
+    /// Sends mail to another machine of the group (never to itself), in the order that [`Letter::is_request`] states. It arrives in
+    /// a later turn.
     fn mail(&mut self, to: ShardId, mail: Mail);
 }
 
@@ -90,9 +103,10 @@ pub trait Machine {
     /// What hand-off tells of a new connection.
     type Opening: Send + 'static;
     /// What machines of a group, and other threads, send to this one.
-    type Mail: Send + 'static;
+    type Mail: Letter;
 
-    /// A socket was adopted. Gives it an id, or `None` to refuse it (the driver then drops the socket).
+    /// A socket was adopted. Gives it an id, or `None` to refuse it (the driver then drops the socket). The id cannot be written
+    /// to before it was returned.
     fn opened(
         &mut self,
         opening: Self::Opening,
@@ -114,7 +128,7 @@ pub trait Machine {
     fn flushed(&mut self, connection: ConnectionId, now: Time, actions: &mut impl Actions<Self::Mail>);
 
     /// The peer ended the connection or it broke. After [`SocketEnd::Eof`] the machine may still write; it must call
-    /// [`Actions::close`] when it is done, now or later. After the others it must call it now.
+    /// [`Actions::close`] when it is done, now or later; a reset may still follow. After the others it must call it now.
     fn ended(
         &mut self,
         connection: ConnectionId,

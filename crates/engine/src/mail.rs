@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use crate::ShardId;
 use crate::batch::Batch;
+use crate::machine::Letter;
 
-/// A letter to a shard. Letters between two shards arrive in the order they were sent.
+/// A letter to a shard.
 #[derive(Clone, Debug)]
 pub enum Mail {
     /// To a room's home: a shard has its first member, or lost its last.
@@ -29,6 +30,8 @@ pub enum Mail {
     Deliver {
         /// The room's name.
         room: Arc<str>,
+        /// Which life of the room at its home: sequence numbers start again with a new one.
+        epoch: u32,
         /// The sequence number of the batch's first message; the others follow without a gap.
         first_sequence: u64,
         /// The messages, encoded.
@@ -39,4 +42,18 @@ pub enum Mail {
         /// How long what is in flight may take.
         within: Duration,
     },
+}
+
+impl Letter for Mail {
+    fn bytes(&self) -> usize {
+        match self {
+            Mail::Interest { .. } | Mail::Drain { .. } => size_of::<Mail>(),
+            Mail::Publish { batch, .. } | Mail::Deliver { batch, .. } => size_of::<Mail>() + batch.bytes(),
+        }
+    }
+
+    /// A home answers what is published with deliveries, and puts it behind the interest that came before it.
+    fn is_request(&self) -> bool {
+        !matches!(self, Mail::Deliver { .. })
+    }
 }

@@ -66,6 +66,8 @@ pub(crate) struct Room {
     pub members: RoaringBitmap,
     /// At home: the last sequence number given. Elsewhere: the last delivered.
     pub sequence: u64,
+    /// Elsewhere than at home: in which life of the room, there, that was. A home that forgot a room counts from the start.
+    pub epoch: u32,
     /// At home: the other shards that have members.
     pub wanted_by: SmallVec<[ShardId; 4]>,
     /// Published here, without a sequence number yet.
@@ -89,7 +91,7 @@ pub(crate) struct Rooms {
     slots: Vec<Option<Room>>,
     free: Vec<u32>,
     generation: u32,
-    hasher: RandomState,
+    homes: RandomState,
     shards: u16,
     /// Of new rooms.
     options: RoomOptions,
@@ -97,18 +99,21 @@ pub(crate) struct Rooms {
 
 impl Rooms {
     pub fn new(seed: u64, shards: u16, options: RoomOptions) -> Rooms {
-        let hasher = RandomState::with_seeds(
-            seed,
-            !seed,
-            seed.rotate_left(17),
-            seed.rotate_left(41) ^ 0x5bd1_e995,
-        );
+        // Two hashes, because all names of a home share the low bits of the one that chose it.
+        let hasher = |salt: u64| {
+            RandomState::with_seeds(
+                seed,
+                !seed,
+                seed.rotate_left(17) ^ salt,
+                seed.rotate_left(41) ^ 0x5bd1_e995,
+            )
+        };
         Rooms {
-            names: HashMap::with_hasher(hasher.clone()),
+            names: HashMap::with_hasher(hasher(1)),
             slots: Vec::new(),
             free: Vec::new(),
             generation: 0,
-            hasher,
+            homes: hasher(2),
             shards,
             options,
         }
@@ -120,7 +125,7 @@ impl Rooms {
 
     /// The shard that orders a room's messages.
     pub fn home(&self, name: &str) -> ShardId {
-        ShardId((self.hasher.hash_one(name) % u64::from(self.shards)) as u16)
+        ShardId((self.homes.hash_one(name) % u64::from(self.shards)) as u16)
     }
 
     pub fn find(&self, name: &str) -> Option<u32> {
@@ -144,6 +149,7 @@ impl Rooms {
             options: self.options,
             members: RoaringBitmap::new(),
             sequence: 0,
+            epoch: 0,
             wanted_by: SmallVec::new(),
             outbox: BatchBuilder::default(),
             due: SmallVec::new(),

@@ -37,6 +37,7 @@ impl Core {
             self.put_in_order(index, batch);
         } else {
             self.due_bytes -= batch.bytes();
+            self.outgoing_bytes += batch.bytes();
             self.counters.batches_mailed += 1;
             self.outgoing.push((
                 room.home,
@@ -55,9 +56,14 @@ impl Core {
         room.sequence += batch.entries().len() as u64;
         self.counters.sequenced += batch.entries().len() as u64;
         self.counters.batches_mailed += room.wanted_by.len() as u64;
+        // Its receivers share one buffer.
+        if !room.wanted_by.is_empty() {
+            self.outgoing_bytes += batch.bytes();
+        }
         for &shard in &room.wanted_by {
             let letter = Mail::Deliver {
                 room: room.name.clone(),
+                epoch: room.generation,
                 first_sequence,
                 batch: batch.clone(),
             };
@@ -91,13 +97,17 @@ impl Core {
         self.put_in_order(index, batch);
     }
 
-    pub(crate) fn deliver_arrived(&mut self, name: &str, first_sequence: u64, batch: Arc<Batch>) {
+    pub(crate) fn deliver_arrived(&mut self, name: &str, epoch: u32, first_sequence: u64, batch: Arc<Batch>) {
         // Without members here the room may be gone: the last one left while the letter was under way.
         let Some(index) = self.rooms.find(name) else {
             return;
         };
         let room = self.rooms.at(index).expect("the index was just found");
-        debug_assert!(first_sequence > room.sequence, "the home sends in order");
+        debug_assert!(
+            epoch != room.epoch || first_sequence > room.sequence,
+            "the home sends in order"
+        );
+        room.epoch = epoch;
         room.sequence = first_sequence + batch.entries().len() as u64 - 1;
         if !room.members.is_empty() {
             self.due_bytes += batch.bytes();

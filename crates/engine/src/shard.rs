@@ -8,7 +8,7 @@ use crate::counters::{Cause, Counters};
 use crate::limits::PONGS_BYTES_MAX;
 use crate::machine::{Actions, Close, Machine, SocketEnd};
 use crate::mail::Mail;
-use crate::slots::{PENDING, Phase};
+use crate::slots::{DIRTY, PENDING, Phase};
 use crate::{ConnectionId, Time};
 
 /// What the program does with connections and messages. Called on the shard's thread: it must not block.
@@ -204,6 +204,7 @@ impl<A: Application> Machine for Shard<A> {
                     let sentence = violation.to_string();
                     if let Phase::Closing { sent, .. } = state.phase {
                         state.phase = Phase::Failing { sent };
+                        *self.core.counters.violations.entry(violation.name()).or_default() += 1;
                         self.core.mark(connection.index);
                     } else {
                         self.core
@@ -212,10 +213,7 @@ impl<A: Application> Machine for Shard<A> {
                     break;
                 }
             }
-            // Many large messages in one turn must not pile up until its end.
-            if self.core.due_bytes >= self.core.config.limits.due_bytes_max {
-                self.core.flush_now(actions);
-            }
+            self.core.flush_if_crowded(actions);
         }
         self.tell_closed();
     }
@@ -223,7 +221,7 @@ impl<A: Application> Machine for Shard<A> {
     fn flushed(&mut self, connection: ConnectionId, now: Time, _actions: &mut impl Actions<Mail>) {
         self.core.now = now;
         if self.core.slots.get(connection).is_some() {
-            self.core.slots.clear(connection.index, PENDING);
+            self.core.note_flushed(connection.index);
             // What waits meanwhile, or the rest of a close, goes with this turn's flush.
             self.core.mark(connection.index);
         }
@@ -242,8 +240,17 @@ impl<A: Application> Machine for Shard<A> {
             SocketEnd::Reset => (Cause::Reset, Close::Abort),
             SocketEnd::Tls => (Cause::Tls, Close::Orderly),
         };
-        self.core.remove(connection, cause);
-        actions.close(connection, how);
+        // A peer that only ended its own side may still read the answers to what it sent last.
+        if end == SocketEnd::Eof
+            && self.core.slots.has(connection.index, DIRTY)
+            && !self.core.slots.has(connection.index, PENDING)
+        {
+            self.core.flush_now(actions);
+        }
+        if self.core.slots.get(connection).is_some() {
+            self.core.remove(connection, cause);
+            actions.close(connection, how);
+        }
         self.tell_closed();
     }
 
@@ -254,16 +261,13 @@ impl<A: Application> Machine for Shard<A> {
             Mail::Publish { room, batch } => self.core.publish_arrived(&room, batch),
             Mail::Deliver {
                 room,
+                epoch,
                 first_sequence,
                 batch,
-            } => {
-                self.core.deliver_arrived(&room, first_sequence, batch);
-            }
+            } => self.core.deliver_arrived(&room, epoch, first_sequence, batch),
             Mail::Drain { within } => self.core.begin_drain(within),
         }
-        if self.core.due_bytes >= self.core.config.limits.due_bytes_max {
-            self.core.flush_now(actions);
-        }
+        self.core.flush_if_crowded(actions);
         self.tell_closed();
     }
 

@@ -70,8 +70,12 @@ pub(crate) struct Connection {
     pub message_at: Time,
     /// When the ping left that is not answered yet.
     pub pinged_at: Option<Time>,
+    /// When the write began that is pending.
+    pub pending_at: Time,
+    /// The timer is set for the end of that write.
+    pub write_watched: bool,
     pub phase: Phase,
-    /// A ping has to leave.
+    /// A ping has to leave with the next write.
     pub ping_due: bool,
     /// The window for compressed messages to it; 0: not negotiated.
     pub window_bits: u8,

@@ -6,7 +6,7 @@ mod support;
 use std::time::Duration;
 
 use engine::{Cause, FlushDelay, Limits, Overflow, ShardConfig};
-use support::{Node, Seen, Taking};
+use support::{Info, Node, Seen, Taking};
 use wire::{DeflateParams, Opcode};
 
 #[test]
@@ -173,7 +173,11 @@ fn disconnect_says_so_and_tells_the_application() {
     let (node, seen) = overflow(Overflow::Disconnect);
     assert_eq!(seen, [Seen::Text("first".into()), Seen::Close(Some(3008))]);
     assert_eq!(node.counters().closed["slow_consumer"], 1);
-    assert_eq!(node.counters().dropped_closed, 3);
+    assert_eq!(
+        node.counters().dropped_closed,
+        4,
+        "three that waited, and the one that found no room"
+    );
     assert!(
         node.log(0)
             .contains(&format!("closed 1.0 {}", Cause::SlowConsumer.label()))
@@ -211,6 +215,118 @@ fn an_echo_of_more_than_one_write_arrives_whole() {
     sent.iter().for_each(|text| node.say(client, text));
     node.turn();
     assert_eq!(node.texts(client), sent);
+}
+
+#[test]
+fn one_read_with_more_messages_than_a_queue_holds_is_answered_whole() {
+    let mut node = Node::one(ShardConfig::default());
+    let client = node.connect(0, "");
+    let mut bytes = bytes::BytesMut::new();
+    for number in 0..5_000u32 {
+        wire::encode_masked(
+            &mut bytes,
+            true,
+            false,
+            Opcode::Binary,
+            &number.to_be_bytes(),
+            [1, 2, 3, 4],
+        );
+    }
+    node.receive_raw(client, &bytes);
+    node.turn();
+    let expect: Vec<Seen> = (0..5_000u32)
+        .map(|number| Seen::Binary(number.to_be_bytes().to_vec()))
+        .collect();
+    assert_eq!(node.seen(client), expect);
+    assert_eq!(node.counters().dropped(), 0);
+}
+
+#[test]
+fn a_burst_in_a_room_does_not_count_against_a_member_with_an_answer_waiting() {
+    let limits = Limits {
+        queue_messages_max: 10,
+        ..Limits::default()
+    };
+    let mut node = Node::one(ShardConfig {
+        limits,
+        ..ShardConfig::default()
+    });
+    let [a, b] = [0; 2].map(|shard| node.connect(shard, "room"));
+    node.say(b, "!send 1 answer");
+    let burst: Vec<String> = (0..100).map(|number| number.to_string()).collect();
+    burst.iter().for_each(|text| node.say(a, text));
+    node.turn();
+    let texts = node.texts(b);
+    assert_eq!(texts[0], "answer");
+    assert_eq!(texts[1..], burst);
+    assert_eq!(node.socket(b).writes, 1);
+}
+
+#[test]
+fn one_pong_does_not_cost_the_others_anything() {
+    let mut node = Node::one(ShardConfig::default());
+    let clients: Vec<_> = (0..100).map(|_| node.connect(0, "room")).collect();
+    node.say(clients[0], "x");
+    node.receive(clients[1], Opcode::Ping, b"p");
+    node.turn();
+    assert_eq!(
+        node.seen(clients[1]),
+        [Seen::Pong(b"p".to_vec()), Seen::Text("x".into())]
+    );
+    assert!(clients[1..].iter().all(|&client| node.socket(client).writes == 1));
+}
+
+#[test]
+fn rooms_of_higher_lanes_leave_first_and_with_answers_in_between() {
+    let mut node = Node::one(ShardConfig::default());
+    let listener = Info {
+        room: "lane3",
+        also: "lane0",
+        hold: false,
+    };
+    let listener = node.try_connect(0, listener).unwrap();
+    let low = node.connect(0, "lane0");
+    let critical = node.connect(0, "lane3");
+    node.say(low, "low");
+    node.say(critical, "critical");
+    node.say(listener, "!send 2 high");
+    node.say(listener, "!send 0 low answer");
+    node.turn();
+    assert_eq!(node.texts(listener), ["critical", "high", "low answer", "low"]);
+    node.stall(listener);
+    node.say(low, "x");
+    node.turn();
+    for text in ["1", "2"] {
+        node.say(low, &format!("low {text}"));
+        node.say(critical, &format!("critical {text}"));
+        node.turn();
+    }
+    node.unstall(listener);
+    node.turn();
+    assert_eq!(
+        node.texts(listener),
+        ["x", "critical 1", "critical 2", "low 1", "low 2"]
+    );
+}
+
+#[test]
+fn what_a_queue_holds_is_what_it_counts() {
+    let params = DeflateParams {
+        server_no_context_takeover: true,
+        client_no_context_takeover: true,
+        server_max_window_bits: 15,
+        client_max_window_bits: 15,
+    };
+    let mut node = Node::one(ShardConfig::default());
+    let client = node.connect_deflate(0, "", params);
+    node.stall(client);
+    // Compresses to little; hundreds of them fit the queue only if they are counted, and held, compressed.
+    for _ in 0..500 {
+        node.say(client, &"a".repeat(100_000));
+        node.turn();
+    }
+    assert_eq!(node.counters().closed.len(), 0);
+    assert_eq!(node.shards[0].connections(), 1);
 }
 
 #[test]

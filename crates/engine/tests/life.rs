@@ -237,7 +237,16 @@ fn an_idle_connection_is_closed_though_it_answers_pings() {
 #[test]
 fn a_held_connection_must_be_established_in_time() {
     let mut node = Node::one(ShardConfig::default());
-    let [late, good] = [0; 2].map(|_| node.try_connect(0, Info { room: "", hold: true }).unwrap());
+    let [late, good] = [0; 2].map(|_| {
+        node.try_connect(
+            0,
+            Info {
+                hold: true,
+                ..Info::default()
+            },
+        )
+        .unwrap()
+    });
     node.say(good, "!establish");
     node.pass(11 * SECOND);
     assert_eq!(node.seen(late), [Seen::Close(Some(3014))]);
@@ -259,8 +268,8 @@ fn a_full_shard_refuses() {
         node.try_connect(
             0,
             Info {
-                room: "",
-                hold: false
+                hold: false,
+                ..Info::default()
             }
         )
         .is_none()
@@ -270,8 +279,8 @@ fn a_full_shard_refuses() {
         node.try_connect(
             0,
             Info {
-                room: "",
-                hold: false
+                hold: false,
+                ..Info::default()
             }
         )
         .is_some()
@@ -299,8 +308,8 @@ fn a_drain_delivers_what_is_in_flight_then_says_goodbye() {
         node.try_connect(
             0,
             Info {
-                room: "",
-                hold: false
+                hold: false,
+                ..Info::default()
             }
         )
         .is_none()
@@ -329,6 +338,115 @@ fn a_short_drain_does_not_wait_for_a_mute_peer() {
     node.mail(0, Mail::Drain { within: SECOND });
     node.pass(SECOND + Duration::from_millis(20));
     assert!(node.shards[0].finished());
+}
+
+#[test]
+fn a_drain_hurries_those_that_were_closing_already() {
+    let mut node = Node::one(ShardConfig::default());
+    let client = node.connect(0, "");
+    node.say(client, "!close");
+    node.turn();
+    node.mail(0, Mail::Drain { within: SECOND / 2 });
+    node.pass(SECOND / 2 + Duration::from_millis(20));
+    assert!(node.shards[0].finished());
+}
+
+#[test]
+fn what_was_published_before_a_close_comes_before_it() {
+    let mut node = Node::one(ShardConfig::default());
+    let [a, b] = [0; 2].map(|shard| node.connect(shard, "room"));
+    node.say(a, "last words");
+    node.say(b, "!close");
+    node.turn();
+    assert_eq!(
+        node.seen(b),
+        [Seen::Text("last words".into()), Seen::Close(Some(3_500))]
+    );
+    assert_eq!(node.socket(b).writes, 1);
+    node.say(a, "after");
+    node.turn();
+    assert_eq!(node.seen(b), [], "it has left the room");
+}
+
+#[test]
+fn what_came_before_a_peers_close_is_answered_before_it() {
+    let mut node = Node::one(ShardConfig::default());
+    let client = node.connect(0, "");
+    node.say(client, "hi");
+    node.receive(client, Opcode::Close, &1000u16.to_be_bytes());
+    node.turn();
+    assert_eq!(
+        node.seen(client),
+        [Seen::Text("hi".into()), Seen::Close(Some(1000))]
+    );
+}
+
+#[test]
+fn a_peer_that_ends_its_side_still_gets_its_answers() {
+    let mut node = Node::one(ShardConfig::default());
+    let [a, b] = [0; 2].map(|shard| node.connect(shard, ""));
+    node.say(a, "hi");
+    node.end(a, SocketEnd::Eof);
+    assert_eq!(node.seen(a), [Seen::Text("hi".into())]);
+    assert_eq!(node.closed(a), Some(Close::Orderly));
+    node.receive(b, Opcode::Close, &1000u16.to_be_bytes());
+    node.end(b, SocketEnd::Eof);
+    assert_eq!(node.seen(b), [Seen::Close(Some(1000))]);
+    assert_eq!(node.closed(b), Some(Close::Orderly));
+}
+
+#[test]
+fn a_violation_while_closing_is_counted_too() {
+    let mut node = Node::one(ShardConfig::default());
+    let client = node.connect(0, "");
+    node.say(client, "!close");
+    node.turn();
+    node.receive_raw(client, &[0x81, 0x01, b'x']);
+    node.turn();
+    assert_eq!(node.counters().violations.values().sum::<u64>(), 1);
+    assert!(node.socket(client).shut);
+}
+
+#[test]
+fn a_ping_that_could_not_leave_does_not_count_against_the_peer() {
+    let mut node = Node::one(ShardConfig::default());
+    let [a, b] = [0; 2].map(|shard| node.connect(shard, "room"));
+    node.stall(b);
+    node.say(a, "large");
+    node.turn();
+    node.pass(50 * SECOND);
+    assert_eq!(node.closed(b), None, "it may still be reading");
+    node.unstall(b);
+    node.pass(SECOND);
+    assert_eq!(node.seen(b), [Seen::Text("large".into()), Seen::Ping]);
+    node.receive(b, Opcode::Pong, &[]);
+    node.pass(11 * SECOND);
+    assert_eq!(node.closed(b), None);
+}
+
+#[test]
+fn a_peer_that_sends_but_never_reads_is_cut_off() {
+    let heartbeats = [Some(25 * SECOND), None].map(|ping_interval| Heartbeat {
+        ping_interval,
+        ..Heartbeat::default()
+    });
+    for heartbeat in heartbeats {
+        let mut node = Node::one(ShardConfig {
+            heartbeat,
+            overflow: engine::Overflow::DropOldest,
+            ..ShardConfig::default()
+        });
+        let [a, b] = [0; 2].map(|shard| node.connect(shard, "room"));
+        node.stall(b);
+        for _ in 0..90 {
+            node.say(a, "x");
+            node.say(b, "x");
+            node.pass(SECOND);
+        }
+        assert_eq!(node.closed(b), Some(Close::Abort));
+        assert_eq!(node.counters().closed["write_timeout"], 1);
+        assert_eq!(node.closed(a), None);
+    }
 }
 
 #[test]

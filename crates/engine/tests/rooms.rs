@@ -85,6 +85,57 @@ fn a_room_is_forgotten_everywhere_when_its_last_member_leaves() {
 }
 
 #[test]
+fn a_member_that_comes_back_at_once_finds_the_room_in_order() {
+    // Several names, so that some are homed on another shard than their only member's.
+    for room in ["a", "b", "c", "d", "e", "f"] {
+        let mut node = Node::new(2, ShardConfig::default());
+        let old = node.connect(0, room);
+        let peer = node.connect(0, room);
+        node.turn();
+        node.say(old, "one");
+        node.say(old, "two");
+        node.turn();
+        assert_eq!(node.texts(peer), ["one", "two"]);
+        node.end(old, SocketEnd::Eof);
+        node.end(peer, SocketEnd::Eof);
+        let [new, peer] = [0; 2].map(|shard| node.connect(shard, room));
+        node.turn();
+        node.say(new, "three");
+        node.turn();
+        assert_eq!(node.texts(peer), ["three"]);
+    }
+}
+
+#[test]
+fn mail_does_not_pile_up_within_a_turn() {
+    let limits = engine::Limits {
+        due_bytes_max: 10_000,
+        ..engine::Limits::default()
+    };
+    let mut node = Node::new(
+        2,
+        ShardConfig {
+            limits,
+            ..ShardConfig::default()
+        },
+    );
+    let [a, b] = [0, 1].map(|shard| node.connect(shard, "room"));
+    node.turn();
+    for client in [a, b] {
+        for _ in 0..100 {
+            node.say(client, &"x".repeat(1_000));
+        }
+    }
+    let mailed = node.worlds.iter().map(|world| world.mail.len()).max().unwrap();
+    assert!(
+        mailed > 2,
+        "one shard is not the home and mails {mailed} batches before its turn ends"
+    );
+    node.turn();
+    assert_eq!((node.texts(a).len(), node.texts(b).len()), (100, 100));
+}
+
+#[test]
 fn what_was_said_just_before_leaving_still_arrives() {
     let mut node = Node::new(3, ShardConfig::default());
     let clients: Vec<Client> = (0..3).map(|shard| node.connect(shard, "room")).collect();

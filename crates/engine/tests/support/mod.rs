@@ -30,8 +30,11 @@ pub struct App {
     pub rooms: BTreeMap<ConnectionId, RoomId>,
 }
 
+#[derive(Default)]
 pub struct Info {
     pub room: &'static str,
+    /// A second room, only to listen.
+    pub also: &'static str,
     pub hold: bool,
 }
 
@@ -44,8 +47,16 @@ impl Application for App {
             shard.hold(connection);
         }
         if !info.room.is_empty() {
-            self.rooms
-                .insert(connection, shard.join(connection, info.room).unwrap());
+            let room = shard.join(connection, info.room).unwrap();
+            // Rooms with a lane in their name have it.
+            if let Some(lane) = info.room.strip_prefix("lane") {
+                let lane = Lane::ALL[lane.parse::<usize>().unwrap()];
+                let overflow = Overflow::DropOldest;
+                shard.configure(room, RoomOptions { lane, overflow });
+            }
+            if info.also.is_empty() || shard.join(connection, info.also).is_ok() {
+                self.rooms.insert(connection, room);
+            }
         }
     }
 
@@ -217,8 +228,14 @@ impl Node {
     }
 
     pub fn connect(&mut self, shard: usize, room: &'static str) -> Client {
-        self.try_connect(shard, Info { room, hold: false })
-            .expect("not refused")
+        self.try_connect(
+            shard,
+            Info {
+                room,
+                ..Info::default()
+            },
+        )
+        .expect("not refused")
     }
 
     /// Connects a client that negotiated compression without context takeover.
