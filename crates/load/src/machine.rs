@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use engine::{Actions, Close, ConnectionId, Machine, SocketEnd, Time, Wrote};
+use engine::{Actions, Close, ConnectionId, Letter, Machine, SocketEnd, Time, Wrote};
 
 use crate::client::{Client, Dialect, Failure, Happening};
 use crate::findings::Findings;
@@ -30,6 +30,17 @@ pub(crate) struct Opening {
 pub(crate) enum Mail {
     /// Begin; this is the world.
     Start(Box<dyn World>),
+}
+
+impl Letter for Mail {
+    fn bytes(&self) -> usize {
+        size_of::<Mail>()
+    }
+
+    /// Clients do not mail each other.
+    fn is_request(&self) -> bool {
+        false
+    }
 }
 
 /// A connection.

@@ -11,7 +11,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use engine::{Actions, ConnectionId, Machine, SocketEnd, Time, Wrote};
+use engine::{Actions, ConnectionId, Letter, Machine, SocketEnd, Time, Wrote};
 use reactor::{Adoption, Call, DriverKind, Options, spawn};
 
 const FRAME_BYTES: usize = 128;
@@ -20,6 +20,20 @@ const FRAME_BYTES: usize = 128;
 fn thread_cpu() -> Duration {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
     Duration::from_nanos(text.split_whitespace().next().unwrap().parse().unwrap())
+}
+
+/// Asks for a round.
+#[derive(Debug)]
+struct Go;
+
+impl Letter for Go {
+    fn bytes(&self) -> usize {
+        0
+    }
+
+    fn is_request(&self) -> bool {
+        false
+    }
 }
 
 /// Sends `parts` to all its connections each time a round is asked for.
@@ -33,9 +47,9 @@ struct FanOut {
 
 impl Machine for FanOut {
     type Opening = ();
-    type Mail = ();
+    type Mail = Go;
 
-    fn opened(&mut self, (): (), _: Time, _: &mut impl Actions<()>) -> Option<ConnectionId> {
+    fn opened(&mut self, (): (), _: Time, _: &mut impl Actions<Go>) -> Option<ConnectionId> {
         self.connections += 1;
         Some(ConnectionId {
             index: self.connections - 1,
@@ -43,24 +57,24 @@ impl Machine for FanOut {
         })
     }
 
-    fn received(&mut self, _: ConnectionId, _: &mut [u8], _: Time, _: &mut impl Actions<()>) {}
+    fn received(&mut self, _: ConnectionId, _: &mut [u8], _: Time, _: &mut impl Actions<Go>) {}
 
-    fn flushed(&mut self, _: ConnectionId, _: Time, _: &mut impl Actions<()>) {
+    fn flushed(&mut self, _: ConnectionId, _: Time, _: &mut impl Actions<Go>) {
         self.busy -= 1;
         if self.busy == 0 {
             self.done.send(thread_cpu()).unwrap();
         }
     }
 
-    fn ended(&mut self, _: ConnectionId, _: SocketEnd, _: Time, _: &mut impl Actions<()>) {}
+    fn ended(&mut self, _: ConnectionId, _: SocketEnd, _: Time, _: &mut impl Actions<Go>) {}
 
-    fn mail(&mut self, (): (), _: Time, _: &mut impl Actions<()>) {
+    fn mail(&mut self, Go: Go, _: Time, _: &mut impl Actions<Go>) {
         self.due = true;
     }
 
-    fn advance(&mut self, _: Time, _: &mut impl Actions<()>) {}
+    fn advance(&mut self, _: Time, _: &mut impl Actions<Go>) {}
 
-    fn flush(&mut self, _: Time, actions: &mut impl Actions<()>) {
+    fn flush(&mut self, _: Time, actions: &mut impl Actions<Go>) {
         if !std::mem::take(&mut self.due) {
             return;
         }
@@ -185,7 +199,7 @@ fn through(driver: DriverKind, count: usize, rounds: usize, frames: usize) -> f6
             std::thread::yield_now();
         }
         let before = before.recv().unwrap();
-        handle.mail(()).unwrap();
+        handle.mail(Go).unwrap();
         spent += finished.recv().unwrap() - before;
         arrived.recv().unwrap();
     }
@@ -208,9 +222,9 @@ struct Echo {
 
 impl Machine for Echo {
     type Opening = ();
-    type Mail = ();
+    type Mail = Go;
 
-    fn opened(&mut self, (): (), _: Time, _: &mut impl Actions<()>) -> Option<ConnectionId> {
+    fn opened(&mut self, (): (), _: Time, _: &mut impl Actions<Go>) -> Option<ConnectionId> {
         self.connections += 1;
         Some(ConnectionId {
             index: self.connections - 1,
@@ -218,19 +232,19 @@ impl Machine for Echo {
         })
     }
 
-    fn received(&mut self, id: ConnectionId, bytes: &mut [u8], _: Time, _: &mut impl Actions<()>) {
+    fn received(&mut self, id: ConnectionId, bytes: &mut [u8], _: Time, _: &mut impl Actions<Go>) {
         self.due.push((id, Bytes::copy_from_slice(bytes)));
     }
 
-    fn flushed(&mut self, _: ConnectionId, _: Time, _: &mut impl Actions<()>) {}
+    fn flushed(&mut self, _: ConnectionId, _: Time, _: &mut impl Actions<Go>) {}
 
-    fn ended(&mut self, _: ConnectionId, _: SocketEnd, _: Time, _: &mut impl Actions<()>) {}
+    fn ended(&mut self, _: ConnectionId, _: SocketEnd, _: Time, _: &mut impl Actions<Go>) {}
 
-    fn mail(&mut self, (): (), _: Time, _: &mut impl Actions<()>) {}
+    fn mail(&mut self, Go: Go, _: Time, _: &mut impl Actions<Go>) {}
 
-    fn advance(&mut self, _: Time, _: &mut impl Actions<()>) {}
+    fn advance(&mut self, _: Time, _: &mut impl Actions<Go>) {}
 
-    fn flush(&mut self, _: Time, actions: &mut impl Actions<()>) {
+    fn flush(&mut self, _: Time, actions: &mut impl Actions<Go>) {
         for (id, bytes) in self.due.drain(..) {
             assert_ne!(actions.write(id, &[bytes]), Wrote::Failed);
         }

@@ -87,3 +87,36 @@ pub(crate) trait Driver: Sized + Send {
 
     fn counters(&self) -> Counters;
 }
+
+#[cfg(all(test, target_os = "linux"))]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    /// A wait that a clock of whole milliseconds would make 0.8 ms longer, tried often because the machine may be busy.
+    fn short_waits_are_exact<D: Driver>() {
+        let (mut driver, mut scratch, _signal) = match D::new(&Options::default()) {
+            Ok(made) => made,
+            Err(error) => return eprintln!("this driver cannot be used here: {error}"),
+        };
+        driver.start().unwrap();
+        let wanted = Duration::from_micros(1_200);
+        let waited = (0..50).map(|_| {
+            let began = Instant::now();
+            driver.wait(Some(wanted)).unwrap();
+            while driver.next_event(&mut scratch).is_some() {}
+            began.elapsed()
+        });
+        let shortest = waited.filter(|waited| *waited >= wanted).min();
+        let late = shortest.expect("a wait without events takes its time") - wanted;
+        assert!(late < Duration::from_micros(500), "{late:?} late");
+    }
+
+    #[test]
+    fn short_waits_are_exact_with_each_driver() {
+        short_waits_are_exact::<crate::epoll::Epoll>();
+        short_waits_are_exact::<crate::uring::Uring>();
+    }
+}

@@ -133,6 +133,8 @@ impl Driver for Epoll {
 
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         if self.ready.len() < self.batch {
+            #[cfg(target_os = "linux")]
+            let timeout = crate::nap::nap(self.poll.registry(), timeout)?;
             match self.poll.poll(&mut self.events, timeout) {
                 Ok(()) => self.queue_events(),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -442,6 +444,8 @@ fn send_rest(stream: &TcpStream, parts: &[Bytes], mut taken: usize, counters: &m
     let total: usize = parts.iter().map(Bytes::len).sum();
     while taken < total {
         match send_slices(stream, parts, taken) {
+            // A system that takes nothing and does not say why would be asked for ever.
+            Ok(0) => return Sent::Broken,
             Ok(length) => {
                 counters.writes += 1;
                 counters.write_bytes += length as u64;

@@ -32,7 +32,7 @@ pub struct Adoption<O> {
 }
 
 /// What another thread puts into a machine's inbox.
-pub(crate) enum Letter<M: Machine> {
+pub(crate) enum Item<M: Machine> {
     Adopt(Adoption<M::Opening>),
     Mail(M::Mail),
     Call(Call<M>),
@@ -43,7 +43,7 @@ pub type Call<M> = Box<dyn FnOnce(&mut M, &TurnStats) + Send>;
 
 /// What a machine's thread and its handles share.
 pub(crate) struct Shared<M: Machine> {
-    pub(crate) inbox: ArrayQueue<Letter<M>>,
+    pub(crate) inbox: ArrayQueue<Item<M>>,
     pub(crate) wake: Arc<Wake>,
     stop: AtomicBool,
     ended: AtomicBool,
@@ -54,16 +54,11 @@ impl<M: Machine> Shared<M> {
         self.stop.load(Ordering::Acquire)
     }
 
-    /// True if there is something for the thread that it would sleep through.
-    pub(crate) fn has_news(&self) -> bool {
-        !self.inbox.is_empty() || self.is_stopped()
-    }
-
-    fn send(&self, letter: Letter<M>) -> Result<(), Letter<M>> {
+    fn send(&self, item: Item<M>) -> Result<(), Item<M>> {
         if self.ended.load(Ordering::SeqCst) {
-            return Err(letter);
+            return Err(item);
         }
-        self.inbox.push(letter)?;
+        self.inbox.push(item)?;
         self.wake.notify();
         if self.ended.load(Ordering::SeqCst) {
             // The thread ended meanwhile: sockets must not stay open in a box that nobody empties.
@@ -96,19 +91,20 @@ impl<M: Machine> Handle<M> {
     /// # Errors
     /// Gives the adoption back if the inbox is full or the thread has ended.
     pub fn adopt(&self, adoption: Adoption<M::Opening>) -> Result<(), Adoption<M::Opening>> {
-        match self.shared.send(Letter::Adopt(adoption)) {
-            Err(Letter::Adopt(adoption)) => Err(adoption),
+        match self.shared.send(Item::Adopt(adoption)) {
+            Err(Item::Adopt(adoption)) => Err(adoption),
             _ => Ok(()),
         }
     }
 
-    /// Sends mail to the machine. Mail of one thread arrives in order.
+    /// Sends mail to the machine. Mail of one thread arrives in order. A request waits in the inbox, and what is behind
+    /// it, while the machine's own mail to others is held back beyond the limit.
     ///
     /// # Errors
     /// Gives the mail back if the inbox is full or the thread has ended.
     pub fn mail(&self, mail: M::Mail) -> Result<(), M::Mail> {
-        match self.shared.send(Letter::Mail(mail)) {
-            Err(Letter::Mail(mail)) => Err(mail),
+        match self.shared.send(Item::Mail(mail)) {
+            Err(Item::Mail(mail)) => Err(mail),
             _ => Ok(()),
         }
     }
@@ -118,8 +114,8 @@ impl<M: Machine> Handle<M> {
     /// # Errors
     /// Gives the call back if the inbox is full or the thread has ended.
     pub fn call(&self, call: Call<M>) -> Result<(), Call<M>> {
-        match self.shared.send(Letter::Call(call)) {
-            Err(Letter::Call(call)) => Err(call),
+        match self.shared.send(Item::Call(call)) {
+            Err(Item::Call(call)) => Err(call),
             _ => Ok(()),
         }
     }

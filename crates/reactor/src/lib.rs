@@ -7,15 +7,28 @@
 //!
 //! This crate makes no policy and never reads a payload: what to do with bytes, when to close and whom to mail is
 //! the machine's to say. What always holds: at most one write of a connection is in flight; a machine is called by
-//! its own thread only; mail of a pair arrives in order and none is lost; an idle plain connection holds its entry
+//! its own thread only; mail of a pair arrives in the order that [`engine::Letter`] states and none is lost; what is
+//! under way between machines is bounded in number and bytes; an idle plain connection holds its entry
 //! in the socket table and nothing else.
 //!
 //! ```
 //! use std::io::{Read, Write};
 //! use std::net::{TcpListener, TcpStream};
 //!
-//! use engine::{Actions, Close, ConnectionId, Machine, SocketEnd, Time};
+//! use engine::{Actions, Close, ConnectionId, Letter, Machine, SocketEnd, Time};
 //! use reactor::{Adoption, Options, spawn};
+//!
+//! /// There is no mail here.
+//! enum Mail {}
+//!
+//! impl Letter for Mail {
+//!     fn bytes(&self) -> usize {
+//!         match *self {}
+//!     }
+//!     fn is_request(&self) -> bool {
+//!         match *self {}
+//!     }
+//! }
 //!
 //! /// Answers the first bytes of its one connection with their number and ends.
 //! #[derive(Default)]
@@ -23,22 +36,22 @@
 //!
 //! impl Machine for Count {
 //!     type Opening = ();
-//!     type Mail = ();
-//!     fn opened(&mut self, (): (), _: Time, _: &mut impl Actions<()>) -> Option<ConnectionId> {
+//!     type Mail = Mail;
+//!     fn opened(&mut self, (): (), _: Time, _: &mut impl Actions<Mail>) -> Option<ConnectionId> {
 //!         Some(ConnectionId { index: 0, generation: 0 })
 //!     }
-//!     fn received(&mut self, id: ConnectionId, bytes: &mut [u8], _: Time, actions: &mut impl Actions<()>) {
+//!     fn received(&mut self, id: ConnectionId, bytes: &mut [u8], _: Time, actions: &mut impl Actions<Mail>) {
 //!         actions.write(id, &[bytes.len().to_string().into()]);
 //!         actions.close(id, Close::Orderly);
 //!         self.0 = true;
 //!     }
-//!     fn flushed(&mut self, _: ConnectionId, _: Time, _: &mut impl Actions<()>) {}
-//!     fn ended(&mut self, id: ConnectionId, _: SocketEnd, _: Time, actions: &mut impl Actions<()>) {
+//!     fn flushed(&mut self, _: ConnectionId, _: Time, _: &mut impl Actions<Mail>) {}
+//!     fn ended(&mut self, id: ConnectionId, _: SocketEnd, _: Time, actions: &mut impl Actions<Mail>) {
 //!         actions.close(id, Close::Orderly);
 //!     }
-//!     fn mail(&mut self, (): (), _: Time, _: &mut impl Actions<()>) {}
-//!     fn advance(&mut self, _: Time, _: &mut impl Actions<()>) {}
-//!     fn flush(&mut self, _: Time, _: &mut impl Actions<()>) {}
+//!     fn mail(&mut self, _: Mail, _: Time, _: &mut impl Actions<Mail>) {}
+//!     fn advance(&mut self, _: Time, _: &mut impl Actions<Mail>) {}
+//!     fn flush(&mut self, _: Time, _: &mut impl Actions<Mail>) {}
 //!     fn next_deadline(&self) -> Option<Time> {
 //!         None
 //!     }
@@ -68,6 +81,8 @@ mod driver;
 mod epoll;
 mod group;
 mod mail;
+#[cfg(target_os = "linux")]
+mod nap;
 mod options;
 mod pin;
 mod stats;

@@ -63,7 +63,7 @@ pub struct Options {
     pub driver: DriverKind,
     /// Most sockets served in one turn, and most mails taken in one. At least 1.
     pub batch: usize,
-    /// Entries of the mail ring of each ordered pair, of each machine's inbox, and of the io_uring queue. At least 1.
+    /// Entries of each of the two mail rings of an ordered pair, of each machine's inbox, and of the io_uring queue. At least 1.
     pub ring: usize,
     /// Which CPUs the threads run on.
     pub pin: Pinning,

@@ -36,7 +36,9 @@ pub struct TurnStats {
     pub turn_us: Histogram<u64>,
     /// Mails to other machines held back now because their rings are full.
     pub mails_held: usize,
-    /// Letters of other threads waiting in the inbox now.
+    /// Bytes of these.
+    pub mail_bytes_held: usize,
+    /// Mails, sockets and calls of other threads waiting in the inbox now.
     pub inbox_depth: usize,
     /// Open sockets now.
     pub sockets: usize,
@@ -57,6 +59,7 @@ impl TurnStats {
             busy: Duration::ZERO,
             turn_us,
             mails_held: 0,
+            mail_bytes_held: 0,
             inbox_depth: 0,
             sockets: 0,
         }

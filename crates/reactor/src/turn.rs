@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use engine::{Actions, Close, ConnectionId, Machine, ShardId, SocketEnd, Time, Wrote};
+use engine::{Actions, Close, ConnectionId, Letter, Machine, ShardId, SocketEnd, Time, Wrote};
 
 use crate::driver::{Driver, Event};
-use crate::group::{Adoption, Letter, Shared};
-use crate::mail::{HELD_MAX, Inlets, Outlets};
+use crate::group::{Adoption, Item, Shared};
+use crate::mail::{Inlets, Outlets};
 use crate::stats::TurnStats;
 use crate::tls::{Progress, Sessions};
 
@@ -43,9 +43,11 @@ struct Outside<D, Mail> {
     driver: D,
     sessions: Sessions,
     outlets: Outlets<Mail>,
+    /// Sockets that broke in a call which could not say so: the machine is told in the next turn.
+    broken: Vec<ConnectionId>,
 }
 
-impl<D: Driver, Mail> Actions<Mail> for Outside<D, Mail> {
+impl<D: Driver, Mail: Letter> Actions<Mail> for Outside<D, Mail> {
     #[inline]
     fn write(&mut self, connection: ConnectionId, parts: &[Bytes]) -> Wrote {
         match self.sessions.get(connection.index) {
@@ -63,8 +65,9 @@ impl<D: Driver, Mail> Actions<Mail> for Outside<D, Mail> {
             None => self.driver.shutdown(connection),
             Some(session) => {
                 session.end_sending();
-                // A failure shows at the next write or read of the socket.
-                self.push_tls(connection);
+                if self.push_tls(connection) == Progress::Failed {
+                    self.broken.push(connection);
+                }
             }
         }
     }
@@ -113,7 +116,9 @@ pub(crate) struct Worker<M: Machine, D: Driver> {
     plaintext: Box<[u8]>,
     inlets: Inlets<M::Mail>,
     shared: Arc<Shared<M>>,
-    /// Mails that one sender, or the inbox, may bring in a turn.
+    /// Taken from the inbox while the outlets were full; nothing behind it is taken before it.
+    put_off: Option<Item<M>>,
+    /// Letters that one ring, or the inbox, may bring in a turn.
     share: usize,
     clock: Clock,
     stats: TurnStats,
@@ -134,12 +139,14 @@ impl<M: Machine, D: Driver> Worker<M, D> {
                 driver,
                 sessions: Sessions::default(),
                 outlets,
+                broken: Vec::new(),
             },
             scratch,
             plaintext: vec![0; PLAINTEXT_BYTES].into_boxed_slice(),
             share: (batch / (inlets.len() + 1)).max(1),
             inlets,
             shared,
+            put_off: None,
             clock,
             stats: TurnStats::new(),
         }
@@ -168,7 +175,7 @@ impl<M: Machine, D: Driver> Worker<M, D> {
     /// Waits for events, a deadline or a wake-up; not at all if there is work left.
     fn wait(&mut self, now: Time) -> io::Result<()> {
         let timeout = match self.machine.next_deadline() {
-            _ if self.outside.driver.has_ready() => Some(Duration::ZERO),
+            _ if self.outside.driver.has_ready() || !self.outside.broken.is_empty() => Some(Duration::ZERO),
             Some(deadline) => Some(deadline.since(now)),
             None => None,
         };
@@ -177,13 +184,26 @@ impl<M: Machine, D: Driver> Worker<M, D> {
         }
         let wake = &self.shared.wake;
         wake.lie_down();
-        if self.shared.has_news() || !self.inlets.is_empty() || self.outside.outlets.can_move() {
+        if self.has_news() {
             wake.get_up();
             return self.outside.driver.wait(Some(Duration::ZERO));
         }
         let waited = self.outside.driver.wait(timeout);
         self.stats.wakeups += u64::from(wake.get_up());
         waited
+    }
+
+    /// True if there is something that the thread would sleep through, and that it may take.
+    fn has_news(&self) -> bool {
+        let outlets = &self.outside.outlets;
+        let from_outside = match &self.put_off {
+            Some(_) => !outlets.is_full(),
+            None => !self.shared.inbox.is_empty(),
+        };
+        from_outside
+            || self.shared.is_stopped()
+            || !self.inlets.is_empty(outlets.may_take_requests())
+            || outlets.can_move()
     }
 
     /// One turn, as [`Machine`] describes it.
@@ -193,9 +213,7 @@ impl<M: Machine, D: Driver> Worker<M, D> {
         self.machine.advance(now, &mut self.outside);
         self.machine.flush(now, &mut self.outside);
         self.outside.outlets.dispatch();
-        self.outside
-            .driver
-            .pause_reading(self.outside.outlets.held() > HELD_MAX);
+        self.outside.driver.pause_reading(self.outside.outlets.is_full());
     }
 
     fn take_events(&mut self, now: Time) {
@@ -206,7 +224,19 @@ impl<M: Machine, D: Driver> Worker<M, D> {
             plaintext,
             ..
         } = self;
-        while let Some(event) = outside.driver.next_event(scratch) {
+        for id in std::mem::take(&mut outside.broken) {
+            if outside.driver.is_open(id) {
+                machine.ended(id, SocketEnd::Reset, now, outside);
+            }
+        }
+        loop {
+            if outside.outlets.is_full() {
+                // Of this turn's events only those follow that bring no bytes; the driver keeps the others.
+                outside.driver.pause_reading(true);
+            }
+            let Some(event) = outside.driver.next_event(scratch) else {
+                break;
+            };
             let (Event::Received(id, _) | Event::Flushed(id) | Event::Ended(id, _)) = event;
             if outside.sessions.get(id.index).is_some() {
                 secured(machine, outside, plaintext, event, now);
@@ -228,22 +258,44 @@ impl<M: Machine, D: Driver> Worker<M, D> {
                 inlets,
                 ..
             } = self;
-            let taken = inlets.drain(inlet, self.share, |mail| machine.mail(mail, now, outside));
+            let requests = inlets.brings_requests(inlet);
+            if requests && !outside.outlets.may_take_requests() {
+                continue;
+            }
+            let taken = inlets.drain(inlet, self.share, |mail| {
+                machine.mail(mail, now, outside);
+                !requests || outside.outlets.may_take_requests()
+            });
             self.stats.mails += taken as u64;
         }
+        self.take_inbox(now);
+    }
+
+    fn take_inbox(&mut self, now: Time) {
         for _ in 0..self.share {
-            let Some(letter) = self.shared.inbox.pop() else {
+            let Some(item) = self.put_off.take().or_else(|| self.shared.inbox.pop()) else {
                 break;
             };
-            match letter {
-                Letter::Adopt(adoption) => self.adopt(adoption, now),
-                Letter::Mail(mail) => {
+            let adds_mail = match &item {
+                Item::Adopt(_) => true,
+                Item::Mail(mail) => mail.is_request(),
+                Item::Call(_) => false,
+            };
+            if adds_mail && self.outside.outlets.is_full() {
+                self.put_off = Some(item);
+                break;
+            }
+            match item {
+                Item::Adopt(adoption) => self.adopt(adoption, now),
+                Item::Mail(mail) => {
                     self.stats.mails += 1;
                     self.machine.mail(mail, now, &mut self.outside);
                 }
-                Letter::Call(call) => {
+                Item::Call(call) => {
                     self.stats.refresh(self.outside.driver.counters());
-                    self.stats.mails_held = self.outside.outlets.held();
+                    let held = self.outside.outlets.held();
+                    self.stats.mails_held = held.letters;
+                    self.stats.mail_bytes_held = held.bytes;
                     self.stats.inbox_depth = self.shared.inbox.len();
                     call(&mut self.machine, &self.stats);
                 }

@@ -35,6 +35,9 @@ const FINISH_MAX: Duration = Duration::from_secs(1);
 /// Entries that the ring's queue has at least.
 const RING_MIN: usize = 64;
 
+/// Sendings kept for reuse, each of at most about 1 KiB: 1 MiB a thread. Fan-out to so many sockets takes no memory anew.
+const SPARE_MAX: usize = 1024;
+
 /// A slot of the machine: which socket it names now.
 #[derive(Clone, Copy)]
 struct Slot {
@@ -89,7 +92,7 @@ pub(crate) struct Uring {
     cancels: Vec<u64>,
     /// Sockets whose receive ended for want of a buffer.
     starved: Vec<u32>,
-    /// Emptied sendings, to be used again.
+    /// Emptied small sendings to be used again, at most [`SPARE_MAX`].
     #[expect(
         clippy::vec_box,
         reason = "a sending stays in its place while it is in flight, so boxes are reused"
@@ -154,7 +157,9 @@ impl Driver for Uring {
             self.budget -= 1;
             let completion = self.next()?;
             match completion.kind() {
-                Kind::Receive if self.paused => self.aside.push_back(completion),
+                Kind::Receive if self.paused && !self.links[completion.key() as usize].closing => {
+                    self.aside.push_back(completion);
+                }
                 Kind::Receive => match self.received(completion) {
                     Receipt::Bytes(id, buffer, length) => {
                         return Some(Event::Received(id, scratch.take(buffer, length)));
@@ -269,6 +274,8 @@ impl Driver for Uring {
             // Fails only for a socket that is broken already.
             let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
         }
+        self.forget_aside(key);
+        let link = &self.links[key as usize];
         // A send of this turn is tried before the cancellation behind it, so last words still leave.
         if link.sending.is_some() {
             self.cancels.push(Kind::Send.user_data(key, link.usage));
@@ -426,8 +433,10 @@ impl Uring {
             return Outcome::Nothing;
         }
         let all_left = sending.is_empty();
-        sending.clear();
-        self.spare.push(sending);
+        if self.spare.len() < SPARE_MAX && sending.is_small() {
+            sending.clear();
+            self.spare.push(sending);
+        }
         if link.closing {
             self.release_if_done(key);
             return Outcome::Nothing;
@@ -450,6 +459,16 @@ impl Uring {
         let link = &mut self.links[key as usize];
         if link.closing && !link.receiving && link.sending.is_none() && link.stream.take().is_some() {
             self.free.push(key);
+        }
+    }
+
+    /// Takes in what was put aside of a socket that is let go, so that it need not stay open until reading resumes.
+    fn forget_aside(&mut self, key: u32) {
+        for _ in 0..self.aside.len() {
+            match self.aside.pop_front() {
+                Some(completion) if completion.key() == key => drop(self.received(completion)),
+                other => self.aside.extend(other),
+            }
         }
     }
 

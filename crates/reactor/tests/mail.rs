@@ -30,6 +30,16 @@ struct Letter {
     answer: bool,
 }
 
+impl engine::Letter for Letter {
+    fn bytes(&self) -> usize {
+        size_of::<Letter>()
+    }
+
+    fn is_request(&self) -> bool {
+        !self.answer
+    }
+}
+
 impl Machine for Correspondent {
     type Opening = ();
     type Mail = Letter;
@@ -106,9 +116,11 @@ fn exchange(driver: DriverKind, in_turn: usize, answers: bool) {
     let (sender, stats) = channel();
     for handle in &group.handles {
         let sender = sender.clone();
-        let call = move |_: &mut Correspondent, stats: &TurnStats| sender.send(stats.mails_held).unwrap();
+        let call = move |_: &mut Correspondent, stats: &TurnStats| {
+            sender.send((stats.mails_held, stats.mail_bytes_held)).unwrap()
+        };
         handle.call(Box::new(call)).map_err(drop).unwrap();
-        assert_eq!(stats.recv_timeout(PATIENCE).unwrap(), 0);
+        assert_eq!(stats.recv_timeout(PATIENCE).unwrap(), (0, 0));
         handle.stop();
     }
     group.join().unwrap();

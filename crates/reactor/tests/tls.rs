@@ -11,6 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use common::{Ask, Bench, Probe, Seen, for_each_driver, pair, pattern};
 use engine::{Close, SocketEnd, Wrote};
+use reactor::TurnStats;
 use rustls::pki_types::{PrivateKeyDer, ServerName};
 use rustls::version::{TLS12, TLS13};
 use rustls::{
@@ -240,5 +241,36 @@ fn what_is_not_tls_ends_the_connection() {
         near.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
         assert_eq!(bench.ended(), (id, SocketEnd::Tls));
         bench.end();
+    });
+}
+
+#[test]
+fn a_shutdown_that_meets_a_broken_socket_is_told() {
+    for_each_driver(|driver| {
+        for version in VERSIONS {
+            let bench = Bench::new(driver, |probe| probe);
+            let mut stream = connect(&bench, version);
+            echo_over(&mut stream, 1);
+            let Seen::Opened(id) = bench.next() else {
+                panic!("not opened");
+            };
+            // While the machine is inside a turn, behind its events: the reset, and mail for the same turn.
+            let (entered, inside) = std::sync::mpsc::channel();
+            let (release, released) = std::sync::mpsc::channel::<()>();
+            let block = move |_: &mut Probe, _: &TurnStats| {
+                entered.send(()).unwrap();
+                released.recv().unwrap();
+            };
+            bench.handle().call(Box::new(block)).map_err(drop).unwrap();
+            inside.recv().unwrap();
+            socket2::SockRef::from(&stream.sock)
+                .set_linger(Some(std::time::Duration::ZERO))
+                .unwrap();
+            drop(stream);
+            bench.ask(Ask::Shutdown(id));
+            release.send(()).unwrap();
+            assert_eq!(bench.ended(), (id, SocketEnd::Reset));
+            bench.end();
+        }
     });
 }

@@ -30,6 +30,9 @@ const PAGE_BYTES: usize = 64 * 1024;
 /// Parts that one operation may send at most (`IOV_MAX`).
 const SLICES_MAX: usize = 1024;
 
+/// Parts that a sending kept for reuse has room for at most; with their slices that is 768 bytes.
+const REUSED_PARTS_MAX: usize = 16;
+
 /// Bytes that one operation may send at most.
 const SEND_BYTES_MAX: usize = 1 << 30;
 
@@ -221,6 +224,11 @@ impl Sending {
         self.parts.clear();
         self.first = 0;
         self.skip = 0;
+    }
+
+    /// True if it is worth keeping when it is cleared.
+    pub(super) fn is_small(&self) -> bool {
+        self.parts.capacity().max(self.slices.capacity()) <= REUSED_PARTS_MAX
     }
 
     /// True if all has left.

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use bytes::Bytes;
-use engine::{Actions, Close, ConnectionId, Machine, ShardId, SocketEnd, Time, Wrote};
+use engine::{Actions, Close, ConnectionId, Letter, Machine, ShardId, SocketEnd, Time, Wrote};
 use reactor::{Adoption, DriverKind, Group, Handle, Options, TurnStats, spawn};
 
 /// Longer than anything here takes; only a failing test waits for it.
@@ -43,6 +43,16 @@ pub enum Ask {
     Finish,
     /// Writes to all connections.
     Broadcast(Bytes),
+}
+
+impl Letter for Ask {
+    fn bytes(&self) -> usize {
+        0
+    }
+
+    fn is_request(&self) -> bool {
+        false
+    }
 }
 
 #[derive(Default)]
