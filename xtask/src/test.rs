@@ -77,7 +77,7 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
     steps.run("tests", || {
         if is_installed("cargo-nextest") {
             tests(
-                &["nextest", "run", "--workspace"],
+                &["nextest", "run", "--workspace", "--no-fail-fast"],
                 "tests",
                 &mut count,
                 &mut closing_lines,
@@ -86,7 +86,15 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
             println!(
                 "cargo-nextest is not installed: using `cargo test`, which runs the same tests more slowly"
             );
-            let words = ["test", "--workspace", "--lib", "--bins", "--tests", "--examples"];
+            let words = [
+                "test",
+                "--workspace",
+                "--no-fail-fast",
+                "--lib",
+                "--bins",
+                "--tests",
+                "--examples",
+            ];
             let remark = tests(&words, "tests", &mut count, &mut closing_lines)?;
             Ok(format!("{remark} (cargo test: nextest is not installed)"))
         }
@@ -193,8 +201,10 @@ fn tests(
 
 /// What a closing line of `cargo test` or nextest counts; `None` for any other line.
 fn count_in(line: &str) -> Option<Count> {
+    // nextest shows a failed test's own closing line too, indented.
+    let cargo_test = line.starts_with("test result: ");
     let line = line.trim();
-    if !(line.starts_with("test result: ") || (line.starts_with("Summary ") && line.contains(" run: "))) {
+    if !(cargo_test || (line.starts_with("Summary ") && line.contains(" run: "))) {
         return None;
     }
     let number_before = |word: &str| {

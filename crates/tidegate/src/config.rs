@@ -78,7 +78,7 @@ impl Default for BroadcastConfig {
             driver: reactor::DriverKind::Auto,
             flush_delay: FlushDelay::Fixed(Duration::ZERO),
             compression: Compression::Off,
-            overflow: Overflow::DropOldest,
+            overflow: Overflow::Disconnect,
             limits: Limits::default(),
             heartbeat: Heartbeat::default(),
             stats_interval: Some(Duration::from_secs(2)),
@@ -94,6 +94,8 @@ pub enum ConfigError {
     Zero(&'static str),
     /// A pinged connection would be closed at once.
     NoPongTimeout,
+    /// A connection would be cut for any write that does not leave at once.
+    NoWriteTimeout,
     /// The limits contradict each other.
     Limits(LimitError),
 }
@@ -105,6 +107,9 @@ impl fmt::Display for ConfigError {
             ConfigError::NoPongTimeout => {
                 formatter.write_str("--pong-timeout 0 would close each connection with its first ping: give it time, or turn pings off with --ping-interval 0")
             }
+            ConfigError::NoWriteTimeout => formatter.write_str(
+                "--write-timeout 0 would cut each connection that does not read at once: give it time, such as 60s",
+            ),
             ConfigError::Limits(LimitError::QueueSmallerThanMessage { queue_bytes_max, least }) => write!(
                 formatter,
                 "--queue-bytes {} cannot hold one largest message: raise it to at least {}, leave it out, or lower --max-message",
@@ -148,6 +153,9 @@ impl BroadcastConfig {
         }
         if self.heartbeat.ping_interval.is_some() && self.heartbeat.pong_timeout.is_zero() {
             return Err(ConfigError::NoPongTimeout);
+        }
+        if self.heartbeat.write_timeout.is_zero() {
+            return Err(ConfigError::NoWriteTimeout);
         }
         self.limits.validate().map_err(ConfigError::Limits)
     }

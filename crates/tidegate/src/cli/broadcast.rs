@@ -15,7 +15,7 @@ Examples:
   tidegate broadcast --addr 127.0.0.1:0            this machine alone, any free port (is printed)
   tidegate broadcast --tls-cert cert.pem --tls-key key.pem
   tidegate broadcast --flush-delay 2ms             many senders: wait a little, write less often
-  tidegate broadcast --on-full disconnect --queue-messages 256
+  tidegate broadcast --on-full drop-oldest --queue-messages 256
   tidegate broadcast -addr :9002 -batch 64 -ring 2048 -workers 0 -numa -1
 
 Try it with two clients:
@@ -90,8 +90,9 @@ pub struct BroadcastArgs {
     /// Bytes that may wait for one connection [default: one largest message, at least 1MiB]
     #[arg(long, value_name = "SIZE", help_heading = "Limits")]
     queue_bytes: Option<Size>,
-    /// What happens to a connection whose queue is full
-    #[arg(long, value_enum, default_value = "drop-oldest", help_heading = "Limits")]
+    /// What happens to a connection whose queue is full. Disconnecting it, with close code 3008, is what tells its client that it
+    /// missed something
+    #[arg(long, value_enum, default_value = "disconnect", help_heading = "Limits")]
     on_full: OnFull,
 
     /// A connection silent this long is pinged; 0: never
@@ -100,6 +101,9 @@ pub struct BroadcastArgs {
     /// A pinged connection silent this long is closed
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration, help_heading = "Deadlines")]
     pong_timeout: Duration,
+    /// A connection that does not take a write within this time is cut: it reads too slowly, or not at all
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = parse_duration, help_heading = "Deadlines")]
+    write_timeout: Duration,
     /// A connection that sends no message this long is closed; 0: never
     #[arg(long, value_name = "DURATION", default_value = "0", value_parser = parse_duration, help_heading = "Deadlines")]
     idle_timeout: Duration,
@@ -205,6 +209,7 @@ impl BroadcastArgs {
         };
         config.heartbeat.ping_interval = some_unless_zero(self.ping_interval);
         config.heartbeat.pong_timeout = self.pong_timeout;
+        config.heartbeat.write_timeout = self.write_timeout;
         config.heartbeat.idle_timeout = some_unless_zero(self.idle_timeout);
         config.limits.message_bytes_max = self.max_message.0;
         config.limits.queue_messages_max = self.queue_messages;
