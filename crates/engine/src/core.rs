@@ -359,7 +359,10 @@ impl Core {
             return;
         }
         state.phase = match cause {
-            Cause::Violation(_) => Phase::Failing { sent: false },
+            Cause::Violation(_) => Phase::Failing {
+                sent: false,
+                discarded_bytes: 0,
+            },
             Cause::Peer(_) => Phase::Closing {
                 sent: false,
                 peer: true,

@@ -83,7 +83,7 @@ pub struct Counters {
     pub closed: BTreeMap<&'static str, u64>,
     /// Protocol violations by name.
     pub violations: BTreeMap<&'static str, u64>,
-    /// Sockets cut because the close handshake did not end in time.
+    /// Sockets cut because the close handshake did not end in time, or the peer kept sending after a violation.
     pub close_timeouts: u64,
     /// Messages received, whole.
     pub messages_in: u64,

@@ -532,7 +532,7 @@ impl Core {
         if let Some(close) = outbound.close.take() {
             parts.push(close);
             match &mut state.phase {
-                Phase::Closing { sent, .. } | Phase::Failing { sent } => *sent = true,
+                Phase::Closing { sent, .. } | Phase::Failing { sent, .. } => *sent = true,
                 Phase::Handshaking | Phase::Open => unreachable!("a close frame waits only while closing"),
             }
         }
@@ -585,7 +585,7 @@ impl Core {
                 peer: false,
             } => self.wheel.set(index, close_deadline),
             // Closing the socket with unread bytes in it would reset it, and the peer might never see our close frame.
-            Phase::Failing { sent: true } => {
+            Phase::Failing { sent: true, .. } => {
                 actions.shutdown(id);
                 self.wheel.set(index, close_deadline);
             }

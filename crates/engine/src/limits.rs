@@ -15,6 +15,10 @@ pub const IDLE_CONNECTION_BYTES: usize = 384;
 /// Bytes that one queued message costs beside its frame: the queue's entry and the frame's reference count.
 pub const QUEUED_MESSAGE_BYTES: usize = 96;
 
+/// Bytes that a peer may still send after it broke the protocol, none of which are kept, before it is cut off. Enough for it
+/// to finish a message that was too big and then read why it was closed.
+pub const DISCARDED_BYTES_MAX: u32 = 64 << 20;
+
 /// Bytes that one room costs a shard beside its name: its entry, bitmap and place in the index.
 pub const ROOM_BYTES: usize = 640;
 

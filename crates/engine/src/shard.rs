@@ -5,7 +5,7 @@ use wire::{DeflateParams, HEADER_BYTES_MAX, Item, Opcode, encode_frame};
 use crate::config::ShardConfig;
 use crate::core::{Core, Message};
 use crate::counters::{Cause, Counters};
-use crate::limits::PONGS_BYTES_MAX;
+use crate::limits::{DISCARDED_BYTES_MAX, PONGS_BYTES_MAX};
 use crate::machine::{Actions, Close, Machine, SocketEnd};
 use crate::mail::Mail;
 use crate::slots::{DIRTY, PENDING, Phase};
@@ -184,6 +184,15 @@ impl<A: Application> Machine for Shard<A> {
         };
         state.received_at = now;
         self.core.counters.bytes_in += bytes.len() as u64;
+        if let Phase::Failing { discarded_bytes, .. } = &mut state.phase {
+            *discarded_bytes = discarded_bytes.saturating_add(bytes.len() as u32);
+            if *discarded_bytes > DISCARDED_BYTES_MAX {
+                self.core.counters.close_timeouts += 1;
+                self.core.remove(connection, Cause::Reset);
+                actions.close(connection, Close::Abort);
+            }
+            return;
+        }
         while let Some(state) = self.core.slots.get(connection) {
             // What comes after a violation or after the peer's close frame is not looked at (RFC 6455 section 1.4).
             if matches!(
@@ -203,7 +212,10 @@ impl<A: Application> Machine for Shard<A> {
                     let cause = Cause::Violation(violation.name());
                     let sentence = violation.to_string();
                     if let Phase::Closing { sent, .. } = state.phase {
-                        state.phase = Phase::Failing { sent };
+                        state.phase = Phase::Failing {
+                            sent,
+                            discarded_bytes: 0,
+                        };
                         *self.core.counters.violations.entry(violation.name()).or_default() += 1;
                         self.core.mark(connection.index);
                     } else {

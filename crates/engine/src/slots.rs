@@ -42,7 +42,7 @@ pub(crate) enum Phase {
     /// Our close frame waits or has left; `peer` when theirs has come.
     Closing { sent: bool, peer: bool },
     /// It broke the protocol: our close frame waits or has left, and what still comes is not looked at.
-    Failing { sent: bool },
+    Failing { sent: bool, discarded_bytes: u32 },
 }
 
 /// What has to leave that is not in a room's batch. Made when there is something, dropped when it is empty.

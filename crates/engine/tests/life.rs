@@ -85,6 +85,21 @@ fn a_violation_ends_in_its_code_and_a_half_close() {
 }
 
 #[test]
+fn a_violator_that_goes_on_sending_is_cut_off() {
+    let mut node = Node::one(ShardConfig::default());
+    let client = node.connect(0, "");
+    node.receive_raw(client, &[0x81, 0x01, b'x']);
+    node.turn();
+    let megabyte = vec![0; 1 << 20];
+    for sent in 1..=65 {
+        assert_eq!(node.closed(client), None, "after {sent} MiB");
+        node.receive_raw(client, &megabyte);
+    }
+    assert_eq!(node.closed(client), Some(Close::Abort));
+    assert_eq!(node.shards[0].connections(), 0);
+}
+
+#[test]
 fn a_vanished_socket_is_an_end_too() {
     let mut node = Node::one(ShardConfig::default());
     let [a, b] = [0; 2].map(|shard| node.connect(shard, "room"));

@@ -46,6 +46,14 @@ fn rfc_6455_1_3_the_example_is_answered() {
 }
 
 #[test]
+fn a_request_with_a_body_is_refused() {
+    check("Content-Length", &["0"], None);
+    check("Content-Length", &["5"], Some(Refusal::Body));
+    check("Content-Length", &["0", "5"], Some(Refusal::Body));
+    check("Transfer-Encoding", &["chunked"], Some(Refusal::Body));
+}
+
+#[test]
 fn names_and_tokens_are_read_in_any_case_and_in_lists() {
     check("Connection", &["keep-alive, uPgRaDe"], None);
     check("Connection", &["keep-alive", "upgrade"], None);
