@@ -14,6 +14,7 @@ mod purity;
 mod server;
 mod steps;
 mod table;
+mod targets;
 mod test;
 mod tools;
 
@@ -60,6 +61,9 @@ enum Command {
     Fuzz(tools::FuzzOptions),
     /// Check licences, sources and banned crates of every dependency.
     Deny,
+    /// Type-check for Windows and macOS the crates that build no C.
+    #[command(long_about = targets::HELP)]
+    Targets,
 }
 
 fn main() -> ExitCode {
@@ -90,5 +94,6 @@ fn run(command: Command) -> anyhow::Result<bool> {
         Command::Compare(options) => compare::run(&options),
         Command::Fuzz(options) => tools::fuzz(&options),
         Command::Deny => tools::deny(),
+        Command::Targets => targets::run(),
     }
 }

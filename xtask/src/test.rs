@@ -155,7 +155,7 @@ fn clippy_outside() -> anyhow::Result<String> {
 }
 
 /// Runs cargo with these words and variables; its output is shown and kept in a file of this name.
-fn cargo(words: &[&str], log: &str, variables: &[(&str, &OsStr)]) -> anyhow::Result<String> {
+pub fn cargo(words: &[&str], log: &str, variables: &[(&str, &OsStr)]) -> anyhow::Result<String> {
     let log = target_folder()?.join(format!("log/{log}.log"));
     let mut cargo = Command::new("cargo");
     let outcome = run_logged(cargo.args(words).envs(variables.iter().copied()), &log)?;
