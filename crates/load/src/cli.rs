@@ -20,6 +20,11 @@ const URL: &str = "ws://127.0.0.1:9002/";
 /// Where it echoes.
 const ECHO_URL: &str = "ws://127.0.0.1:9002/echo";
 
+/// Length of a message, bytes.
+const SIZE: usize = 128;
+/// The same of `slow`, where small ones would hardly fill the buffers of those that do not read.
+const SIZE_SLOW: usize = 4 << 10;
+
 /// Measures a WebSocket server with real sockets.
 #[derive(Args, Clone, Debug)]
 #[command(after_long_help = "\
@@ -127,9 +132,9 @@ struct TrafficArgs {
     /// Messages a second in all, whatever the server does; latency counts from when a message was due
     #[arg(long, value_name = "PER_SECOND")]
     rate: Option<f64>,
-    /// Length of a message, bytes (from 32)
-    #[arg(long, default_value_t = 128)]
-    size: usize,
+    /// Length of a message, bytes, from 32 [default: 128; for slow 4096, to fill up those that do not read]
+    #[arg(long)]
+    size: Option<usize>,
     /// Traffic before the measurement
     #[arg(long, default_value = "1s", value_parser = parse_duration)]
     warmup: Duration,
@@ -291,6 +296,10 @@ impl CommonArgs {
             Some(target) => target.clone(),
             None => url.parse().map_err(BenchError::Plan)?,
         };
+        let size_default = match scenario {
+            Scenario::Slow { .. } => SIZE_SLOW,
+            _ => SIZE,
+        };
         let plan = Plan {
             scenario,
             target,
@@ -303,7 +312,7 @@ impl CommonArgs {
                 _ => Format::Text,
             },
             connections: self.connections,
-            size: traffic.map_or(128, |traffic| traffic.size),
+            size: traffic.and_then(|traffic| traffic.size).unwrap_or(size_default),
             warmup: traffic.map_or(Duration::ZERO, |traffic| traffic.warmup),
             duration: self.duration,
             sources: self.sources,
@@ -454,6 +463,13 @@ mod tests {
     fn readers_that_stall_are_a_share_of_all() {
         let plan = plan("slow -n 100 --slow-share 0.25").unwrap();
         assert_eq!((plan.stalled(), plan.members()), (25, 75));
+    }
+
+    #[test]
+    fn messages_are_larger_where_they_must_fill_readers_up() {
+        assert_eq!(plan("fanout").unwrap().size, 128);
+        assert_eq!(plan("slow").unwrap().size, 4096);
+        assert_eq!(plan("slow --size 64").unwrap().size, 64);
     }
 
     #[test]

@@ -100,6 +100,9 @@ pub(crate) enum Failure {
     Socket(SocketEnd),
 }
 
+/// How the text of [`Failure::Closed`] with a code begins.
+pub(crate) const CLOSED_WITH: &str = "server closed with ";
+
 impl fmt::Display for Failure {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -108,7 +111,7 @@ impl fmt::Display for Failure {
             Failure::Handshake(rejection) => write!(formatter, "upgrade: {rejection}"),
             Failure::Greeting => formatter.write_str("Socket.IO handshake refused"),
             Failure::Violation(violation) => write!(formatter, "server broke the protocol: {violation}"),
-            Failure::Closed(Some(code)) => write!(formatter, "server closed with {code}"),
+            Failure::Closed(Some(code)) => write!(formatter, "{CLOSED_WITH}{code}"),
             Failure::Closed(None) => formatter.write_str("server closed without a code"),
             Failure::Socket(SocketEnd::Eof) => formatter.write_str("server ended the connection"),
             Failure::Socket(SocketEnd::Reset) => formatter.write_str("connection reset or refused"),

@@ -18,8 +18,8 @@ pub(crate) struct Mark {
     pub(crate) sample: Sample,
     /// Deliveries since the start.
     pub(crate) deliveries: u64,
-    /// Time that the loader spent polling for the next message of a rate, ns.
-    pub(crate) polling_ns: u64,
+    /// CPU time that the loader spent polling for the next message of a rate, ns.
+    pub(crate) polling_cpu_ns: u64,
 }
 
 /// One storm of connects.
@@ -52,6 +52,8 @@ pub(crate) struct Findings {
     pub(crate) rounds: Vec<Round>,
     /// The server's memory once all connections were open and at rest.
     pub(crate) memory_full: Option<Memory>,
+    /// How many members were open then.
+    pub(crate) members_full: u64,
     /// Where the measurement began and ended.
     pub(crate) begin: Option<Mark>,
     pub(crate) end: Option<Mark>,
@@ -75,6 +77,7 @@ impl Findings {
             connect_latency: histogram(),
             rounds: Vec::new(),
             memory_full: None,
+            members_full: 0,
             begin: None,
             end: None,
             counts: Counts::default(),

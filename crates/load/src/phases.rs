@@ -117,7 +117,10 @@ pub(crate) struct Ticks {
     /// When a delivery came last, as far as ticks can tell.
     progress_ns: u64,
     deliveries: u64,
-    polling_ns: u64,
+    /// CPU time of the turns that only waited for a message to become due: no work of the loader's.
+    polling_cpu_ns: u64,
+    /// CPU time of the thread where polling goes on from, if it does.
+    polling_since_ns: Option<u64>,
 }
 
 fn nanoseconds(duration: Duration) -> u64 {
@@ -136,11 +139,8 @@ impl Clients {
 
     /// Does what is due now.
     pub(crate) fn step(&mut self, actions: &mut impl Actions<Mail>) {
-        let before_ns = self.now_ns;
         self.now_ns = self.world().now_ns();
-        if !std::mem::take(&mut self.active) && self.polls_at(before_ns) {
-            self.clock.polling_ns += self.now_ns - before_ns;
-        }
+        self.count_polling();
         self.expire(actions);
         for member in self.opener.take() {
             self.dial(member);
@@ -161,6 +161,21 @@ impl Clients {
             Phase::Settling { .. } | Phase::Warmup { .. } | Phase::Measuring { .. } => {}
         }
         self.move_guests();
+    }
+
+    /// Tells the CPU time of turns that only polled from that of those that worked.
+    fn count_polling(&mut self) {
+        let was_active = std::mem::take(&mut self.active);
+        let since_ns = self.clock.polling_since_ns.take();
+        let polls = self.polls_at(self.now_ns);
+        if !polls && (was_active || since_ns.is_none()) {
+            return;
+        }
+        let cpu_ns = self.world().loader_cpu_ns();
+        if !was_active && let Some((since_ns, cpu_ns)) = since_ns.zip(cpu_ns) {
+            self.clock.polling_cpu_ns += cpu_ns - since_ns;
+        }
+        self.clock.polling_since_ns = cpu_ns.filter(|_| polls);
     }
 
     /// When `step` next has something to do.
@@ -207,7 +222,7 @@ impl Clients {
             at_ns: self.now_ns,
             sample: self.world().sample(),
             deliveries: self.counts().deliveries_ever,
-            polling_ns: self.clock.polling_ns,
+            polling_cpu_ns: self.clock.polling_cpu_ns,
         }
     }
 
@@ -301,6 +316,7 @@ impl Clients {
     fn settled(&mut self, begun: Mark) {
         if self.findings.memory_full.is_none() {
             self.findings.memory_full = self.world().memory();
+            self.findings.members_full = self.members.iter().flatten().count() as u64;
         }
         let mark = self.mark();
         match self.plan.scenario {

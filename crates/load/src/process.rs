@@ -1,4 +1,4 @@
-//! What the operating system tells of a process: CPU time and memory, read from `/proc`.
+//! What the operating system tells of a process: CPU time and memory.
 //!
 //! Elsewhere than on Linux nothing is told, and the report says so.
 
@@ -65,9 +65,18 @@ impl Process {
     }
 }
 
-/// CPU time of the calling thread, ns.
+/// CPU time of the calling thread until this very moment, ns. Takes well below a microsecond.
+#[cfg(target_os = "linux")]
 pub fn thread_cpu_ns() -> Option<u64> {
-    parse_schedstat(&fs::read_to_string("/proc/thread-self/schedstat").ok()?)
+    use nix::time::{ClockId, clock_gettime};
+    let spent = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).ok()?;
+    Some(std::time::Duration::from(spent).as_nanos() as u64)
+}
+
+/// CPU time of the calling thread, which this system is not asked for.
+#[cfg(not(target_os = "linux"))]
+pub fn thread_cpu_ns() -> Option<u64> {
+    None
 }
 
 /// The first number of a `schedstat` file: ns spent on the CPU.

@@ -11,14 +11,22 @@ use reactor::DriverKind;
 use serde::Serialize;
 
 use crate::checker::Violations;
+use crate::client::CLOSED_WITH;
 use crate::findings::{Findings, Mark};
 use crate::plan::{Format, Pace, Plan, Protocol, Scenario};
 use crate::process::Memory;
+use crate::stalled::StalledEnd;
 
 /// The number of this form of the JSON.
 const SCHEMA: u32 = 1;
 /// Above this share of its CPU the loader may be what limits the run.
 const LOADER_BUSY: f64 = 0.9;
+
+/// Below this growth of the server's memory nothing is said of it for each connection: a server that had served
+/// others before takes new ones into memory that it already has.
+const GROWTH_BYTES_MIN: u64 = 1 << 20;
+/// Nor with fewer connections, whose share the server's other needs would blur.
+const MEMORY_CONNECTIONS_MIN: u64 = 1_000;
 
 /// Percentiles of a time, microseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -102,7 +110,8 @@ pub struct Report {
     pub server_cpu_ns_per_connect: Option<f64>,
     /// Server CPU time over the measurement, in cores.
     pub server_cpu_share: Option<f64>,
-    /// Growth of the server's resident memory by all connections, divided by their number.
+    /// Growth of the server's resident memory by all connections, divided by their number. `None` also if the growth
+    /// is below 1 MiB or of fewer than 1,000 connections, which tells nothing.
     pub server_rss_bytes_per_connection: Option<f64>,
     /// The same of its proportional memory.
     pub server_pss_bytes_per_connection: Option<f64>,
@@ -152,7 +161,7 @@ pub(crate) struct Evidence {
     /// The server's memory before the first connection.
     pub(crate) memory_empty: Option<Memory>,
     pub(crate) driver: DriverKind,
-    pub(crate) stalled_dropped: Option<u64>,
+    pub(crate) stalled_end: Option<StalledEnd>,
 }
 
 impl Report {
@@ -161,17 +170,13 @@ impl Report {
             findings,
             memory_empty,
             driver,
-            stalled_dropped,
+            stalled_end,
         } = evidence;
         let traffic = plan.scenario.traffic();
         let span = Span::new(&findings);
         let deliveries = findings.counts.deliveries;
-        let held = f64::from(plan.stalled() + plan.members());
-        let growth = |of: fn(Memory) -> Option<u64>| {
-            let before = memory_empty.and_then(of)?;
-            let after = findings.memory_full.and_then(of)?;
-            Some(after.saturating_sub(before) as f64 / held)
-        };
+        let held = u64::from(plan.stalled()) + findings.members_full;
+        let (resident, proportional) = memory_growth(memory_empty, findings.memory_full, held);
         let rounds = rounds(&findings);
         let mut report = Report {
             schema: SCHEMA,
@@ -211,8 +216,8 @@ impl Report {
                     .collect(),
             ),
             server_cpu_share: span.server_cpu_ns.map(|cpu_ns| cpu_ns / 1e9 / span.seconds),
-            server_rss_bytes_per_connection: growth(|memory| Some(memory.resident_bytes)),
-            server_pss_bytes_per_connection: growth(|memory| memory.proportional_bytes),
+            server_rss_bytes_per_connection: resident,
+            server_pss_bytes_per_connection: proportional,
             server_rss_bytes_max: findings
                 .series
                 .iter()
@@ -226,7 +231,7 @@ impl Report {
             connections_unclosed: findings.unclosed,
             guests_served: findings.guests_served,
             stalled: plan.stalled(),
-            stalled_dropped,
+            stalled_dropped: stalled_end.map(|end| end.dropped),
             unsent: findings.counts.unsent,
             violations: findings.violations,
             rounds,
@@ -238,12 +243,16 @@ impl Report {
             failures: findings.failures,
         };
         report.judge(plan, findings.broke);
+        if let Some(end) = stalled_end {
+            let sent = findings.counts.deliveries_ever / u64::from(plan.members() - 1).max(1);
+            report.note_stalled(end, sent);
+        }
         report
     }
 
     /// Says what was wrong and what is worth knowing.
     fn judge(&mut self, plan: &Plan, broke: Option<String>) {
-        self.errors.extend(broke);
+        self.errors = causes(&self.failures, broke, self.connections_dropped > 0);
         let violations = self.violations;
         if violations.total() > 0 {
             self.errors.push(format!(
@@ -254,10 +263,6 @@ impl Report {
                 violations.malformed,
                 violations.misdirected
             ));
-        }
-        for (reason, count) in &self.failures {
-            self.errors
-                .push(format!("failed connections: {count} ({reason})"));
         }
         if self.unsent > 0 {
             self.errors.push(format!(
@@ -295,6 +300,18 @@ impl Report {
         }
     }
 
+    /// Says so if nobody got stuck: the run then tells nothing of slow readers. `sent` messages went to each.
+    fn note_stalled(&mut self, end: StalledEnd, sent: u64) {
+        let all_bytes = sent * self.size as u64 * u64::from(self.stalled);
+        if sent > 0 && end.dropped == 0 && self.connections_dropped == 0 && end.received_bytes >= all_bytes {
+            self.notes.push(
+                "no reader filled up: the server dropped no message and disconnected nobody; give a longer --duration \
+                 or a larger --size"
+                    .to_owned(),
+            );
+        }
+    }
+
     /// What was wrong in one line, or `None` if nothing.
     pub fn verdict(&self) -> Option<String> {
         (!self.passed).then(|| self.errors.join("; "))
@@ -303,6 +320,21 @@ impl Report {
     /// The JSON form, indented.
     pub fn to_json(&self) -> String {
         serde_json::to_string_pretty(self).expect("a report has string keys and finite numbers only")
+    }
+}
+
+/// Why connections failed and the run ended, the cause before what came of it: a server that ended open connections is
+/// why the rest went wrong, above all if it said so with a code. Why none opened at all, `broke` tells best.
+fn causes(failures: &BTreeMap<String, u64>, broke: Option<String>, dropped: bool) -> Vec<String> {
+    let mut reasons: Vec<_> = failures.iter().collect();
+    reasons.sort_by_key(|(reason, _)| !reason.starts_with(CLOSED_WITH));
+    let failed = reasons
+        .into_iter()
+        .map(|(reason, count)| format!("failed connections: {count} ({reason})"));
+    if dropped {
+        failed.chain(broke).collect()
+    } else {
+        broke.into_iter().chain(failed).collect()
     }
 }
 
@@ -324,15 +356,30 @@ impl Span {
         };
         let wall_ns = (end.at_ns - begin.at_ns).max(1) as f64;
         let loader_ns = difference(begin.sample.loader_cpu_ns, end.sample.loader_cpu_ns);
-        // Turns that only waited for a message to become due are no work; their CPU is taken to be as dense as that
-        // of the others.
-        let working = 1.0 - (end.polling_ns - begin.polling_ns) as f64 / wall_ns;
+        // Turns that only waited for a message to become due are no work.
+        let polling_ns = (end.polling_cpu_ns - begin.polling_cpu_ns) as f64;
         Span {
             seconds: wall_ns / 1e9,
             server_cpu_ns: difference(begin.sample.server_cpu_ns, end.sample.server_cpu_ns),
-            loader_cpu_share: loader_ns.map(|cpu_ns| cpu_ns / wall_ns * working.max(0.0)),
+            loader_cpu_share: loader_ns.map(|cpu_ns| (cpu_ns - polling_ns).max(0.0) / wall_ns),
         }
     }
+}
+
+/// Growth of resident and proportional memory for each of `held` connections, where it tells something.
+fn memory_growth(before: Option<Memory>, after: Option<Memory>, held: u64) -> (Option<f64>, Option<f64>) {
+    let Some((before, after)) = before.zip(after) else {
+        return (None, None);
+    };
+    let resident_bytes = after.resident_bytes.saturating_sub(before.resident_bytes);
+    if held < MEMORY_CONNECTIONS_MIN || resident_bytes < GROWTH_BYTES_MIN {
+        return (None, None);
+    }
+    let proportional = difference(before.proportional_bytes, after.proportional_bytes);
+    (
+        Some(resident_bytes as f64 / held as f64),
+        proportional.map(|bytes| bytes / held as f64),
+    )
 }
 
 fn difference(before: Option<u64>, after: Option<u64>) -> Option<f64> {
@@ -424,6 +471,9 @@ impl Report {
         if self.connections_dropped > 0 {
             let _ = write!(connections, ", {} dropped", self.connections_dropped);
         }
+        if self.stalled > 0 {
+            let _ = write!(connections, ", {} more stopped reading on purpose", self.stalled);
+        }
         rows.push(("connections", connections));
         if let Some(times) = self.connect_latency_us {
             rows.push(("connect latency", times.to_string()));
@@ -455,33 +505,38 @@ impl Report {
         let per_connect = self
             .server_cpu_ns_per_connect
             .map(|ns| ("CPU for a connect", time(ns / 1e3)));
-        let share = self
-            .server_cpu_share
-            .map(|share| ("server CPU", format!("{:.1}% of a core", share * 100.0)));
-        let memory = self.server_rss_bytes_per_connection.map(|bytes| {
-            let proportional = self
-                .server_pss_bytes_per_connection
-                .map_or(String::new(), |pss| format!(" ({} proportional)", size(pss)));
-            (
-                "memory for each",
-                format!("{} resident{proportional}", size(bytes)),
-            )
-        });
+        let share = self.server_cpu_share.map(|share| ("server CPU", cores(share)));
+        let memory = self.memory_for_each().map(|text| ("memory for each", text));
         let memory_max = self
             .server_rss_bytes_max
             .map(|bytes| ("server memory", format!("{} at most", size(bytes as f64))));
-        let loader = self.loader_cpu_share.map(|share| {
-            (
-                "loader CPU",
-                format!("{:.1}% of a core ({})", share * 100.0, self.driver),
-            )
-        });
+        let loader = self
+            .loader_cpu_share
+            .map(|share| ("loader CPU", format!("{} ({})", cores(share), self.driver)));
         rows.extend(
             [per_delivery, per_connect, share, memory, memory_max, loader]
                 .into_iter()
                 .flatten(),
         );
         rows
+    }
+
+    /// The server's memory for a connection, or why it is not known, where that is of interest.
+    fn memory_for_each(&self) -> Option<String> {
+        if let Some(bytes) = self.server_rss_bytes_per_connection {
+            let proportional = self
+                .server_pss_bytes_per_connection
+                .map_or(String::new(), |pss| format!(" ({} proportional)", size(pss)));
+            return Some(format!("{} resident{proportional}", size(bytes)));
+        }
+        self.server_rss_bytes_max?;
+        if u64::from(self.connections) >= MEMORY_CONNECTIONS_MIN {
+            Some("not measurable: start the server anew".to_owned())
+        } else if self.scenario == "idle" {
+            Some("not measurable: open 1,000 connections or more".to_owned())
+        } else {
+            None
+        }
     }
 
     fn traffic_rows(&self, rows: &mut Vec<(&'static str, String)>) {
@@ -539,11 +594,66 @@ fn time(us: f64) -> String {
     }
 }
 
+/// A share of a core. What is above 0 is never said to be 0.
+fn cores(share: f64) -> String {
+    if share > 0.0 && share < 0.0005 {
+        "below 0.1% of a core".to_owned()
+    } else {
+        format!("{:.1}% of a core", share * 100.0)
+    }
+}
+
 /// A size in the unit that suits it.
 fn size(bytes: f64) -> String {
     match bytes {
         ..10_240.0 => format!("{bytes:.0} B"),
-        ..10_485_760.0 => format!("{:.1} KiB", bytes / 1024.0),
+        ..1_048_576.0 => format!("{:.1} KiB", bytes / 1024.0),
         _ => format!("{:.1} MiB", bytes / 1_048_576.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn memory(resident_bytes: u64) -> Option<Memory> {
+        Some(Memory {
+            resident_bytes,
+            proportional_bytes: None,
+        })
+    }
+
+    #[test]
+    fn memory_for_each_is_told_where_growth_tells_something() {
+        let start = 20 << 20;
+        let grown = |bytes: u64, held| memory_growth(memory(start), memory(start + bytes), held).0;
+        assert_eq!(grown(400 * 16_000, 16_000), Some(400.0));
+        assert_eq!(grown(GROWTH_BYTES_MIN, 1_000), Some(1_048.576));
+        assert_eq!(grown(0, 16_000), None);
+        assert_eq!(grown(GROWTH_BYTES_MIN - 1, 16_000), None);
+        assert_eq!(grown(100 << 20, 999), None);
+        assert_eq!(memory_growth(memory(start), memory(start / 2), 16_000).0, None);
+    }
+
+    #[test]
+    fn the_verdict_begins_with_the_cause() {
+        let failures = BTreeMap::from([
+            ("connection reset or refused".to_owned(), 7),
+            (format!("{CLOSED_WITH}1009"), 1),
+        ]);
+        let broke = Some("the server does not fan out".to_owned());
+        let lines = causes(&failures, broke.clone(), true);
+        assert_eq!(lines[0], "failed connections: 1 (server closed with 1009)");
+        assert_eq!(lines[2], "the server does not fan out");
+        assert_eq!(causes(&failures, broke, false)[0], "the server does not fan out");
+    }
+
+    #[test]
+    fn figures_have_the_unit_that_suits_them() {
+        assert_eq!(size(400.0), "400 B");
+        assert_eq!(size(20_480.0), "20.0 KiB");
+        assert_eq!(size(7_376_896.0), "7.0 MiB");
+        assert_eq!(cores(0.0001), "below 0.1% of a core");
+        assert_eq!(cores(0.148), "14.8% of a core");
     }
 }

@@ -94,7 +94,7 @@ pub fn run(plan: &Plan, manner: &Manner) -> Result<Report, BenchError> {
         findings: clients.findings,
         memory_empty,
         driver,
-        stalled_dropped: stalled.map(Stalled::count_dropped),
+        stalled_end: stalled.map(Stalled::read_out),
     };
     Ok(Report::new(&plan, evidence))
 }

@@ -15,6 +15,15 @@ const QUIET: Duration = Duration::from_millis(300);
 /// So long they are read at most.
 const READ_MAX: Duration = Duration::from_secs(10);
 
+/// What became of stalled readers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StalledEnd {
+    /// How many the server let go.
+    pub(crate) dropped: u64,
+    /// Bytes that were there for all of them in the end.
+    pub(crate) received_bytes: u64,
+}
+
 /// Open connections that nobody reads from. They close when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Stalled(Vec<TcpStream>);
@@ -41,25 +50,29 @@ impl Stalled {
         Ok(Stalled(streams))
     }
 
-    /// How many the server has let go. The end of a connection stands behind all that was sent on it, so they are
-    /// read at last, until nothing more comes.
-    pub(crate) fn count_dropped(self) -> u64 {
+    /// How many the server has let go, and what was sent to them. The end of a connection stands behind all that was
+    /// sent on it, so they are read at last, until nothing more comes.
+    pub(crate) fn read_out(self) -> StalledEnd {
         let mut scratch = vec![0; 64 << 10];
         let mut undecided = self.0;
         undecided.retain(|stream| stream.set_nonblocking(true).is_ok());
-        let mut dropped = 0;
+        let mut end = StalledEnd {
+            dropped: 0,
+            received_bytes: 0,
+        };
         let deadline = Instant::now() + READ_MAX;
         let mut quiet_since = Instant::now();
         while !undecided.is_empty() && quiet_since.elapsed() < QUIET && Instant::now() < deadline {
             let mut idle = true;
             undecided.retain_mut(|stream| match stream.read(&mut scratch) {
-                Ok(1..) => {
+                Ok(count @ 1..) => {
                     idle = false;
+                    end.received_bytes += count as u64;
                     true
                 }
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => true,
                 Ok(0) | Err(_) => {
-                    dropped += 1;
+                    end.dropped += 1;
                     false
                 }
             });
@@ -69,7 +82,7 @@ impl Stalled {
                 quiet_since = Instant::now();
             }
         }
-        dropped
+        end
     }
 }
 

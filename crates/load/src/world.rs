@@ -30,6 +30,9 @@ pub(crate) trait World: Send {
     /// Opens a socket and sees that the machine gets it.
     fn dial(&mut self, opening: Opening) -> io::Result<()>;
 
+    /// CPU time of the loader's thread, ns; cheap enough for each turn.
+    fn loader_cpu_ns(&self) -> Option<u64>;
+
     /// Reads the counters; cheap.
     fn sample(&self) -> Sample;
 
@@ -62,6 +65,10 @@ impl World for System {
         self.handle
             .adopt(adoption)
             .map_err(|_| io::Error::from(io::ErrorKind::ResourceBusy))
+    }
+
+    fn loader_cpu_ns(&self) -> Option<u64> {
+        thread_cpu_ns()
     }
 
     fn sample(&self) -> Sample {
