@@ -2,6 +2,9 @@
 //!
 //! A connection on any path but [`ECHO_PATH`] joins the room, and what it sends goes to all others unchanged; one on
 //! [`ECHO_PATH`] gets its own messages back and hears nothing else. Runs on the shard's thread and never blocks.
+//!
+//! A client has its 101 an instant before its shard has the connection, and what others send in that instant may not reach it. Who
+//! must miss nothing waits for the first message to arrive before it tells others that it is there.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

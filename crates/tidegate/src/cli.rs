@@ -41,6 +41,8 @@ pub enum Command {
 pub enum Stop {
     /// Help or version was asked for: print this and exit with 0.
     Told(String),
+    /// A subcommand is missing: print this help on standard error; exit with 2.
+    Unfinished(String),
     /// The arguments are wrong: one line that says what and what to do; exit with 2.
     Wrong(String),
 }
@@ -54,6 +56,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, Stop>
     let subcommand = arguments[1].clone();
     Cli::try_parse_from(with_two_dashes(arguments)).map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Stop::Told(error.render().to_string()),
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => Stop::Unfinished(error.render().to_string()),
         _ => Stop::Wrong(one_line(&error, &subcommand)),
     })
 }
@@ -89,7 +92,8 @@ fn one_line(error: &clap::Error, subcommand: &OsStr) -> String {
         .map(str::trim)
         .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
         .filter(|line| !line.is_empty());
-    let mut line = said.collect::<Vec<_>>().join("; ");
+    // A line that ends with a colon introduces the next.
+    let mut line = said.collect::<Vec<_>>().join("; ").replace(":; ", ": ");
     let known = Cli::command()
         .get_subcommands()
         .any(|command| OsStr::new(command.get_name()) == subcommand);

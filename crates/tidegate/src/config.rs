@@ -10,6 +10,28 @@ use engine::{FlushDelay, Heartbeat, LimitError, Limits, Overflow};
 
 use crate::units::Size;
 
+/// Most [`BroadcastConfig::workers`].
+pub const WORKERS_MAX: u16 = 1_024;
+/// Most [`BroadcastConfig::batch`] and [`BroadcastConfig::ring`].
+pub const BATCH_MAX: usize = 65_536;
+/// See [`BATCH_MAX`].
+pub const RING_MAX: usize = 65_536;
+/// Longest [`BroadcastConfig::flush_delay`]: a longer one would look like a server that hangs.
+pub const FLUSH_DELAY_MAX: Duration = Duration::from_secs(10);
+/// Memory that the rings between workers may take, empty or full. They are two for each ordered pair of workers.
+pub const RINGS_BYTES_MAX: usize = 256 << 20;
+
+/// A letter in a ring: itself and its weight.
+const RING_ENTRY_BYTES: usize = size_of::<(engine::Mail, usize)>();
+
+/// The largest [`BroadcastConfig::ring`] with which so many workers stay within [`RINGS_BYTES_MAX`].
+pub fn ring_max(workers: usize) -> usize {
+    let rings = 2 * workers * workers.saturating_sub(1);
+    (RINGS_BYTES_MAX / RING_ENTRY_BYTES)
+        .checked_div(rings)
+        .map_or(RING_MAX, |most| most.clamp(1, RING_MAX))
+}
+
 /// The settings of a [`BroadcastServer`](crate::BroadcastServer). [`Default`] is what `tidegate broadcast` does
 /// without flags.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,13 +41,13 @@ pub struct BroadcastConfig {
     /// Serve TLS with these files; `None`: plain.
     pub tls: Option<TlsFiles>,
     /// Open connections at most, all shards together. `None`: the limit of open files less
-    /// [`DESCRIPTORS_RESERVED`](crate::process::DESCRIPTORS_RESERVED).
+    /// [`descriptors_reserved`](crate::process::descriptors_reserved).
     pub connections_max: Option<usize>,
     /// Shards, one thread each; 0: one for each core the process may use.
     pub workers: u16,
     /// Events taken in one turn of a shard.
     pub batch: usize,
-    /// Entries of a shard's rings.
+    /// Entries of a shard's rings; fewer where `workers` is 0 and there are so many cores that [`ring_max`] is less.
     pub ring: usize,
     /// The NUMA node whose cores shards are pinned to; `None`: chosen by the reactor.
     pub numa_node: Option<u32>,
@@ -92,6 +114,17 @@ impl Default for BroadcastConfig {
 pub enum ConfigError {
     /// The named setting must be at least one.
     Zero(&'static str),
+    /// The named setting is above its ceiling.
+    TooLarge(&'static str, usize),
+    /// So many workers with rings this long take more than [`RINGS_BYTES_MAX`].
+    Rings {
+        /// As set.
+        workers: u16,
+        /// As set.
+        ring: usize,
+    },
+    /// Frames would wait longer than [`FLUSH_DELAY_MAX`].
+    FlushDelay,
     /// A pinged connection would be closed at once.
     NoPongTimeout,
     /// A connection would be cut for any write that does not leave at once.
@@ -104,6 +137,17 @@ impl fmt::Display for ConfigError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ConfigError::Zero(flag) => write!(formatter, "{flag} must be at least 1"),
+            ConfigError::TooLarge(flag, most) => write!(formatter, "{flag} must be at most {most}"),
+            ConfigError::Rings { workers, ring } => write!(
+                formatter,
+                "--workers {workers} with --ring {ring} would take more than {} for the rings between workers: lower --ring to at most {}, or --workers",
+                Size(RINGS_BYTES_MAX),
+                ring_max(usize::from(*workers))
+            ),
+            ConfigError::FlushDelay => write!(
+                formatter,
+                "--flush-delay and --flush-delay-max must be at most {FLUSH_DELAY_MAX:?}"
+            ),
             ConfigError::NoPongTimeout => {
                 formatter.write_str("--pong-timeout 0 would close each connection with its first ping: give it time, or turn pings off with --ping-interval 0")
             }
@@ -151,6 +195,25 @@ impl BroadcastConfig {
                 return Err(ConfigError::Zero(flag));
             }
         }
+        for (flag, value, most) in [
+            ("--workers", usize::from(self.workers), usize::from(WORKERS_MAX)),
+            ("--batch", self.batch, BATCH_MAX),
+            ("--ring", self.ring, RING_MAX),
+        ] {
+            if value > most {
+                return Err(ConfigError::TooLarge(flag, most));
+            }
+        }
+        if self.ring > ring_max(usize::from(self.workers)) {
+            return Err(ConfigError::Rings {
+                workers: self.workers,
+                ring: self.ring,
+            });
+        }
+        let (FlushDelay::Fixed(delay) | FlushDelay::Auto { max: delay }) = self.flush_delay;
+        if delay > FLUSH_DELAY_MAX {
+            return Err(ConfigError::FlushDelay);
+        }
         if self.heartbeat.ping_interval.is_some() && self.heartbeat.pong_timeout.is_zero() {
             return Err(ConfigError::NoPongTimeout);
         }
@@ -167,5 +230,20 @@ impl BroadcastConfig {
             .message_bytes_max
             .saturating_add(wire::HEADER_BYTES_MAX);
         self.limits.queue_bytes_max = self.limits.queue_bytes_max.max(least);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_ring_shrinks_with_the_square_of_the_workers() {
+        assert_eq!(ring_max(1), RING_MAX);
+        for workers in [2, 8, 64, usize::from(WORKERS_MAX)] {
+            let bytes = 2 * workers * (workers - 1) * ring_max(workers) * RING_ENTRY_BYTES;
+            assert!(bytes <= RINGS_BYTES_MAX, "{workers} workers: {bytes}");
+        }
+        assert!(ring_max(16) >= BroadcastConfig::default().ring);
     }
 }

@@ -9,12 +9,12 @@ pub(crate) mod listen;
 mod pages;
 pub(crate) mod tls;
 
-use std::collections::BTreeMap;
-use std::io;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use std::{fmt, io};
 
 use engine::Opening;
 use reactor::Adoption;
@@ -37,6 +37,30 @@ pub const HTTP_LIFE_MAX: Duration = Duration::from_secs(10);
 /// 40 KiB more): 260 MiB at the very worst. Further ones wait in the system's queue.
 pub const HANDSHAKES_MAX: usize = 4_096;
 
+/// Of those, the connections of one address: a host that is silent on all of them leaves room for others.
+pub const HANDSHAKES_PER_IP_MAX: u32 = HANDSHAKES_MAX as u32 / 2;
+
+/// Why handshakes led to no connection: all have a series from the start.
+const REASONS: [&str; 17] = [
+    "deadline",
+    "draining",
+    "full",
+    "handshakes_per_ip",
+    "no_shard",
+    "tls",
+    wire::Refusal::Malformed.name(),
+    wire::Refusal::HeadTooLong.name(),
+    wire::Refusal::Method.name(),
+    wire::Refusal::HttpVersion.name(),
+    wire::Refusal::Host.name(),
+    wire::Refusal::Upgrade.name(),
+    wire::Refusal::Connection.name(),
+    wire::Refusal::Version.name(),
+    wire::Refusal::KeyMissing.name(),
+    wire::Refusal::KeyRepeated.name(),
+    wire::Refusal::KeyMalformed.name(),
+];
+
 /// The first and the longest pause after a failure to accept.
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
@@ -54,7 +78,40 @@ pub(crate) struct Http {
     pub policy: wire::Policy,
     pub tls: Option<TlsAcceptor>,
     pub pages: axum::Router,
+    /// Connections that speak HTTP, by address.
+    pub shares: Arc<Shares>,
     pub counts: Arc<Counts>,
+}
+
+/// How many connections of each address speak HTTP.
+pub(crate) type Shares = Mutex<HashMap<IpAddr, u32>>;
+
+/// One of an address's [`HANDSHAKES_PER_IP_MAX`] connections; given back when dropped.
+struct Share(Arc<Shares>, IpAddr);
+
+impl Share {
+    fn take(shares: &Arc<Shares>, address: IpAddr) -> Option<Share> {
+        let address = address.to_canonical();
+        let mut held = shares.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = held.entry(address).or_default();
+        if *count == HANDSHAKES_PER_IP_MAX {
+            return None;
+        }
+        *count += 1;
+        Some(Share(Arc::clone(shares), address))
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = held.get_mut(&self.1) {
+            *count -= 1;
+            if *count == 0 {
+                held.remove(&self.1);
+            }
+        }
+    }
 }
 
 /// What the HTTP side counts.
@@ -63,6 +120,7 @@ pub(crate) struct Counts {
     upgrades: AtomicU64,
     accept_errors: AtomicU64,
     handshakes: AtomicUsize,
+    handshakes_full: AtomicU64,
     pub draining: AtomicBool,
     /// By reason. Locked for a refusal only, never on the way of a good upgrade.
     refusals: Mutex<BTreeMap<&'static str, u64>>,
@@ -74,6 +132,7 @@ pub(crate) struct HttpStats {
     pub upgrades: u64,
     pub accept_errors: u64,
     pub handshakes: usize,
+    pub handshakes_full: u64,
     pub draining: bool,
     pub refusals: BTreeMap<&'static str, u64>,
 }
@@ -84,13 +143,17 @@ impl Counts {
             upgrades: self.upgrades.load(Ordering::Relaxed),
             accept_errors: self.accept_errors.load(Ordering::Relaxed),
             handshakes: self.handshakes.load(Ordering::Relaxed),
+            handshakes_full: self.handshakes_full.load(Ordering::Relaxed),
             draining: self.draining.load(Ordering::Relaxed),
-            refusals: self
-                .refusals
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone(),
+            refusals: self.refusals(),
         }
+    }
+
+    /// Zero for each reason not met yet.
+    fn refusals(&self) -> BTreeMap<&'static str, u64> {
+        let mut all = BTreeMap::from(REASONS.map(|reason| (reason, 0)));
+        all.extend(&*self.refusals.lock().unwrap_or_else(PoisonError::into_inner));
+        all
     }
 
     fn refused(&self, reason: &'static str) {
@@ -117,6 +180,12 @@ pub(crate) async fn accept(listener: TcpListener, http: Arc<Http>) {
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     let mut trouble = Trouble::default();
     loop {
+        if handshakes.available_permits() == 0 {
+            http.counts.handshakes_full.fetch_add(1, Ordering::Relaxed);
+            trouble.warn(format_args!(
+                "{HANDSHAKES_MAX} connections speak HTTP and no more may; further ones wait"
+            ));
+        }
         let permit = Arc::clone(&handshakes)
             .acquire_owned()
             .await
@@ -125,9 +194,13 @@ pub(crate) async fn accept(listener: TcpListener, http: Arc<Http>) {
         match listener.accept().await {
             Ok((stream, peer)) => {
                 trouble.is_over();
+                let Some(share) = Share::take(&http.shares, peer.ip()) else {
+                    http.counts.refused("handshakes_per_ip");
+                    continue;
+                };
                 let http = Arc::clone(&http);
                 tokio::spawn(async move {
-                    let _permit = permit;
+                    let _held = (permit, share);
                     http.counts.handshakes.fetch_add(1, Ordering::Relaxed);
                     let deadline = Instant::now() + HTTP_LIFE_MAX;
                     if timeout_at(deadline, serve(&http, stream, peer)).await.is_err() {
@@ -192,19 +265,26 @@ impl Trouble {
         if is_of_the_peer(error) {
             return Duration::ZERO;
         }
-        if self
-            .warned_at
-            .is_none_or(|at| at.elapsed() >= ACCEPT_WARNING_INTERVAL)
-        {
-            self.warned_at = Some(Instant::now());
-            self.told = true;
-            tracing::warn!("cannot accept connections: {error}; they wait, and I try again");
-        }
+        self.told |= self.warn(format_args!(
+            "cannot accept connections: {error}; they wait, and I try again"
+        ));
         let pause = self
             .pause
             .map_or(BACKOFF_MIN, |pause| (pause * 2).min(BACKOFF_MAX));
         self.pause = Some(pause);
         pause
+    }
+
+    /// Logs a warning unless there was one just now.
+    fn warn(&mut self, line: fmt::Arguments<'_>) -> bool {
+        let due = self
+            .warned_at
+            .is_none_or(|at| at.elapsed() >= ACCEPT_WARNING_INTERVAL);
+        if due {
+            self.warned_at = Some(Instant::now());
+            tracing::warn!("{line}");
+        }
+        due
     }
 
     /// A connection was accepted.
@@ -236,6 +316,21 @@ mod tests {
         assert_eq!(pauses, [20, 40, 80, 160, 320, 640, 1000, 1000]);
         trouble.is_over();
         assert_eq!(trouble.pause(&error), BACKOFF_MIN);
+    }
+
+    #[test]
+    fn an_address_has_its_share_and_others_theirs() {
+        let (shares, first) = (Arc::default(), IpAddr::from([127, 0, 0, 1]));
+        let mut held: Vec<_> = (0..HANDSHAKES_PER_IP_MAX)
+            .map(|_| Share::take(&shares, first).expect("within the share"))
+            .collect();
+        let mapped = IpAddr::from(std::net::Ipv4Addr::LOCALHOST.to_ipv6_mapped());
+        assert!(Share::take(&shares, mapped).is_none());
+        assert!(Share::take(&shares, IpAddr::from([127, 0, 0, 2])).is_some());
+        held.pop();
+        assert!(Share::take(&shares, first).is_some());
+        held.clear();
+        assert!(shares.lock().unwrap().is_empty());
     }
 
     #[test]

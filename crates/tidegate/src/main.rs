@@ -22,6 +22,10 @@ fn main() -> ExitCode {
             print!("{text}");
             ExitCode::SUCCESS
         }
+        Err(Stop::Unfinished(help)) => {
+            eprint!("{help}");
+            ExitCode::from(WRONG)
+        }
         Err(Stop::Wrong(line)) => wrong(&line),
     }
 }

@@ -16,14 +16,41 @@ use crate::http::HttpStats;
 use crate::process;
 use crate::stats::{ShardStats, Stats};
 
-/// The type of what [`text`] gives.
-pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// The two forms that Prometheus reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exposition {
+    /// The classic text, for whoever did not ask for the other.
+    Classic,
+    OpenMetrics,
+}
+
+impl Exposition {
+    /// What the values of the header `Accept` ask for.
+    pub(crate) fn accepted<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Exposition {
+        let asked = |value: &[u8]| {
+            String::from_utf8_lossy(value)
+                .to_ascii_lowercase()
+                .contains("application/openmetrics-text")
+        };
+        match values.into_iter().any(asked) {
+            true => Exposition::OpenMetrics,
+            false => Exposition::Classic,
+        }
+    }
+
+    pub(crate) const fn content_type(self) -> &'static str {
+        match self {
+            Exposition::Classic => "text/plain; version=0.0.4; charset=utf-8",
+            Exposition::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
+    }
+}
 
 /// Upper bounds of the buckets of a turn's length, in microseconds.
 const TURN_US_BOUNDS: [u64; 10] = [10, 50, 100, 250, 500, 1_000, 2_500, 10_000, 100_000, 1_000_000];
 
 /// Everything, as one text. Waits for the shards: not on the thread that serves HTTP.
-pub(crate) fn text(control: &Control, http: HttpStats) -> String {
+pub(crate) fn text(control: &Control, http: HttpStats, exposition: Exposition) -> String {
     let mut own = Registry::default();
     own.register_collector(Box::new(Snapshot {
         stats: control.stats(),
@@ -37,6 +64,39 @@ pub(crate) fn text(control: &Control, http: HttpStats) -> String {
     control
         .with_registry(|registry| encode(&mut text, registry))
         .expect("a String takes all that is written");
+    match exposition {
+        Exposition::Classic => classic(&text),
+        Exposition::OpenMetrics => text,
+    }
+}
+
+/// OpenMetrics in the classic form: there a family of counters is named as its samples are, units are part of names only, and
+/// the end is not marked.
+fn classic(openmetrics: &str) -> String {
+    let mut text = String::with_capacity(openmetrics.len());
+    let mut help = "";
+    for line in openmetrics.lines() {
+        if let Some(named) = line.strip_prefix("# HELP ") {
+            help = named;
+        } else if let Some((name, kind)) = line
+            .strip_prefix("# TYPE ")
+            .and_then(|named| named.split_once(' '))
+        {
+            let (suffix, kind) = match kind {
+                "counter" => ("_total", kind),
+                "info" => ("_info", "gauge"),
+                "unknown" => ("", "untyped"),
+                _ => ("", kind),
+            };
+            let help = help.strip_prefix(name).unwrap_or_default();
+            text.push_str(&format!(
+                "# HELP {name}{suffix}{help}\n# TYPE {name}{suffix} {kind}\n"
+            ));
+        } else if !line.starts_with('#') {
+            text.push_str(line);
+            text.push('\n');
+        }
+    }
     text
 }
 
@@ -97,7 +157,12 @@ impl Snapshot {
         )?;
         let closed = self.by_shard_and("reason", |stats| stats.counters.closed.clone());
         out.counters("tidegate_closed", "Connections ended, by reason", None, &closed)?;
-        let violations = self.by_shard_and("reason", |stats| stats.counters.violations.clone());
+        let violations = self.by_shard_and("reason", |stats| {
+            wire::Violation::ALL.map(|violation| {
+                let count = stats.counters.violations.get(violation.name());
+                (violation.name(), count.copied().unwrap_or(0))
+            })
+        });
         out.counters(
             "tidegate_violations",
             "Connections ended for breaking the protocol, by rule",
@@ -205,6 +270,12 @@ impl Snapshot {
             "Mails to other shards waiting for room",
             &held,
         )?;
+        let held = self.by_shard(|stats| stats.turns.mail_bytes_held as u64);
+        out.gauges(
+            "tidegate_mail_held_bytes",
+            "Size of the mails to other shards that wait for room",
+            &held,
+        )?;
         let help = "Time a turn took, from waking to the next wait";
         let unit = Unit::Seconds;
         let mut metric =
@@ -244,6 +315,11 @@ impl Snapshot {
         )?;
         let help = "Failures to accept a connection, such as too few file descriptors";
         out.counter("tidegate_accept_errors", help, http.accept_errors)?;
+        out.counter(
+            "tidegate_handshakes_full",
+            "Times that connections had to wait because as many as may speak HTTP did",
+            http.handshakes_full,
+        )?;
         let help = "Connections that still speak HTTP or TLS handshake";
         out.gauge("tidegate_handshakes", help, http.handshakes as u64)?;
         out.gauge(

@@ -4,8 +4,10 @@
 
 use std::time::Duration;
 
-/// Descriptors kept for all that is not a WebSocket connection: the listener, drivers, plain HTTP, files.
-pub const DESCRIPTORS_RESERVED: usize = 100;
+/// Descriptors kept, of `limit`, for all that is not a WebSocket connection: the listener, drivers, plain HTTP, files.
+pub fn descriptors_reserved(limit: usize) -> usize {
+    (limit / 4).min(100)
+}
 
 /// Raises the soft limit of open files to the hard one and gives the limit now in force.
 #[cfg(unix)]
@@ -64,6 +66,14 @@ mod tests {
     fn linux_tells_memory_and_time() {
         assert!(resident_bytes().expect("proc is mounted") > 1 << 20);
         assert!(cpu_time().is_some());
+    }
+
+    #[test]
+    fn a_small_limit_is_not_all_reserved() {
+        assert_eq!(
+            (descriptors_reserved(64), descriptors_reserved(20_000)),
+            (16, 100)
+        );
     }
 
     #[test]

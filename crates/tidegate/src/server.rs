@@ -16,13 +16,13 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::broadcast::{Broadcast, Seats};
-use crate::config::{BroadcastConfig, Compression};
+use crate::config::{BroadcastConfig, Compression, ring_max};
 use crate::control::Control;
 use crate::error::StartError;
 use crate::http::{self, Counts, Http};
 use crate::logging::LogHandle;
 use crate::middleware::Layer;
-use crate::process::{self, DESCRIPTORS_RESERVED};
+use crate::process;
 use crate::stats::ShardHandle;
 use crate::units::Size;
 
@@ -95,10 +95,13 @@ impl Builder {
         let address = listener.local_addr().map_err(StartError::Http)?;
 
         let connections_max = config.connections_max.unwrap_or_else(|| {
-            descriptors_max
-                .unwrap_or(usize::MAX)
-                .saturating_sub(DESCRIPTORS_RESERVED)
-                .clamp(1, SEATS_MAX)
+            let most = descriptors_max
+                .map_or(SEATS_MAX, |limit| limit - process::descriptors_reserved(limit))
+                .clamp(1, SEATS_MAX);
+            if most < CONNECTIONS_FEW {
+                tracing::warn!("room for {most} connections only: raise the limit of open files (ulimit -n)");
+            }
+            most
         });
         let layers: Arc<[Box<dyn Layer>]> = layers.into();
         let seats = Arc::new(Seats::default());
@@ -121,6 +124,7 @@ impl Builder {
             shards: shards.clone(),
             next_shard: AtomicUsize::new(0),
             seats,
+            shares: Arc::default(),
             connections_max,
             policy: policy(config.compression),
             tls,
@@ -149,6 +153,8 @@ impl Builder {
     }
 }
 
+/// Fewer connections than this are hardly what anyone wants of a server, unless told so.
+const CONNECTIONS_FEW: usize = 1_000;
 /// More connections than any machine holds, so that sums of them stay in range.
 const SEATS_MAX: usize = 1 << 24;
 
@@ -173,7 +179,7 @@ fn spawn_shards(
     let options = Options {
         driver: config.driver,
         batch: config.batch,
-        ring: config.ring,
+        ring: config.ring.min(ring_max(workers)),
         pin,
         name: "shard".to_owned(),
     };
@@ -296,7 +302,8 @@ impl RunningServer {
             ),
             format!(
                 "driver {driver}, workers {workers}, batch {}, ring {}",
-                config.batch, config.ring
+                config.batch,
+                config.ring.min(ring_max(workers))
             ),
             format!(
                 "limits: {connections_max} connections{descriptors}, message {}, queue {} messages and {} each",

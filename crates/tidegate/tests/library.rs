@@ -229,6 +229,8 @@ fn metrics_have_their_names_and_end_once() {
             "no {name} in\n{page}"
         );
     }
+    let request = "GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: application/openmetrics-text\r\nConnection: close\r\n\r\n";
+    let page = ask(server.addr(), request);
     assert!(page.ends_with("# EOF\n") && page.matches("# EOF").count() == 1);
     end(server);
 }

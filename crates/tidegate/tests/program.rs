@@ -49,6 +49,21 @@ fn flags_and_values_that_cannot_be() {
         &["NUMA node 77", "--numa"],
     );
     check_refusal(&["broadcats"], &["broadcast"]);
+    let limited: [(&[&str], &[&str]); 7] = [
+        (&["--workers", "1025"], &["--workers", "1024"]),
+        (&["--workers", "64"], &["--ring", "256MiB"]),
+        (&["--ring", "65537"], &["--ring", "65536"]),
+        (&["--batch", "65537"], &["--batch", "65536"]),
+        (&["--flush-delay", "11s"], &["--flush-delay", "10s"]),
+        (
+            &["--flush-delay", "auto", "--flush-delay-max", "11s"],
+            &["--flush-delay-max", "10s"],
+        ),
+        (&["-numa", "-2"], &["--numa"]),
+    ];
+    for (flags, words) in limited {
+        check_refusal(&[&["broadcast"], flags].concat(), words);
+    }
 }
 
 #[test]
@@ -76,7 +91,10 @@ fn certificates_that_cannot_be_used() {
     );
     serve(&key, &key, &[key.as_str(), "certificate", "PEM"]);
     serve(&certificate, &wrong_key, &["does not belong"]);
-    check_refusal(&["broadcast", "--tls-cert", &certificate], &["--tls-key"]);
+    check_refusal(
+        &["broadcast", "--tls-cert", &certificate],
+        &["not provided: --tls-key"],
+    );
 }
 
 #[test]
@@ -97,6 +115,11 @@ fn help_teaches_and_costs_nothing() {
     }
     assert_eq!(run(&["--version"]).0, Some(0));
     assert!(run(&[]).1.contains("broadcast"));
+    let (code, _, help) = run(&["bench"]);
+    assert!(
+        code == Some(2) && help.contains("fanout") && !help.starts_with("error"),
+        "{code:?}: {help}"
+    );
 }
 
 #[test]

@@ -64,20 +64,39 @@ fn wrong_requests_get_their_status_and_a_sentence() {
 }
 
 #[test]
-fn what_is_not_http_gets_400() {
+fn what_is_not_http_gets_400_and_a_sentence() {
     let server = Server::start(&[]);
-    assert!(ask(server.address, "\u{1}\u{2} nonsense\r\n\r\n").starts_with("HTTP/1.1 400 "));
+    for request in [
+        "\u{1}\u{2} nonsense\r\n\r\n",
+        "GET / HTTP/9.9\r\n\r\n",
+        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        "GET / HTTP/1.1\r\nNo colon\r\n\r\n",
+    ] {
+        check(&server, request, "400", "not an HTTP/1.1 request");
+    }
+    assert_eq!(
+        server.metric("tidegate_upgrades_refused_total", "reason=\"malformed\""),
+        4.0
+    );
+}
+
+#[test]
+fn a_page_that_is_not_read_gets_405_and_a_sentence() {
+    let server = Server::start(&[]);
+    let request = "POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n";
+    check(&server, request, "405", "GET");
+    assert!(ask(server.address, request).to_lowercase().contains("allow: get"));
 }
 
 #[test]
 fn heads_have_limits() {
     let server = Server::start(&[]);
     let long = upgrade("/", &format!("X-Long: {}\r\n", "x".repeat(16 << 10)));
-    assert!(ask(server.address, &long).starts_with("HTTP/1.1 431 "));
+    check(&server, &long, "400", "16 KiB");
     let many = (0..100)
         .map(|number| format!("X-{number}: y\r\n"))
         .collect::<String>();
-    assert!(ask(server.address, &upgrade("/", &many)).starts_with("HTTP/1.1 431 "));
+    check(&server, &upgrade("/", &many), "400", "100 header fields");
     let enough = (0..90)
         .map(|number| format!("X-{number}: y\r\n"))
         .collect::<String>();
@@ -151,4 +170,54 @@ fn pages_are_served_beside_upgrades() {
     assert!(server.get("/debug/probes").contains("\"total_messages\":0"));
     // An upgrade on the path of a page is an upgrade.
     Raw::connect(server.address, "/metrics");
+}
+
+#[test]
+fn metrics_are_classic_text_unless_openmetrics_is_accepted() {
+    let server = Server::start(&[]);
+    let ask_for = |accept: &str| {
+        let request =
+            format!("GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\nConnection: close\r\n\r\n");
+        let answer = ask(server.address, &request);
+        let (head, page) = answer.split_once("\r\n\r\n").unwrap();
+        (head.to_owned(), page.to_owned())
+    };
+    let (head, page) = ask_for("text/plain;version=0.0.4, */*;q=0.1");
+    assert!(head.contains("text/plain; version=0.0.4"), "{head}");
+    assert!(!page.contains("# UNIT") && !page.contains("# EOF"));
+    check_families(&page, "");
+    let (head, page) = ask_for("application/openmetrics-text; version=1.0.0; q=0.5, text/plain; q=0.4");
+    assert!(
+        head.contains("application/openmetrics-text; version=1.0.0"),
+        "{head}"
+    );
+    assert!(page.ends_with("# EOF\n"));
+    check_families(&page, "_total");
+}
+
+/// Each sample must come after the `HELP` and `TYPE` of its family, whose name lacks `dropped` of a counter's samples.
+fn check_families(page: &str, dropped: &str) {
+    let (mut help, mut kind, mut samples) = ("", ("", ""), 0);
+    for line in page.lines() {
+        if let Some(rest) = line.strip_prefix("# HELP ") {
+            let (name, text) = rest.split_once(' ').expect("a help has words");
+            assert!(!text.is_empty());
+            help = name;
+        } else if let Some(rest) = line.strip_prefix("# TYPE ") {
+            kind = rest.split_once(' ').unwrap();
+        } else if !line.starts_with('#') {
+            let name = line.split(['{', ' ']).next().unwrap();
+            let family = match kind.1 {
+                "counter" => {
+                    assert!(name.ends_with("_total"), "{line}");
+                    name.strip_suffix(dropped).unwrap()
+                }
+                "histogram" => name.rsplit_once('_').unwrap().0,
+                _ => name,
+            };
+            assert_eq!((help, kind.0), (family, family), "{line}");
+            samples += 1;
+        }
+    }
+    assert!(samples > 50);
 }

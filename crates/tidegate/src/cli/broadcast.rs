@@ -44,7 +44,7 @@ pub struct BroadcastArgs {
     /// Private key of the certificate, PEM
     #[arg(long, value_name = "FILE", requires = "tls_cert", help_heading = "Listening")]
     tls_key: Option<PathBuf>,
-    /// Connections at most; further upgrades get 503 [default: the limit of open files less 100]
+    /// Connections at most; further upgrades get 503 [default: the limit of open files less 100, or less a quarter if that is less]
     #[arg(long, value_name = "NUMBER", help_heading = "Listening")]
     max_connections: Option<usize>,
 
@@ -58,7 +58,7 @@ pub struct BroadcastArgs {
     #[arg(long, value_name = "NUMBER", default_value_t = 2048, help_heading = "Engine")]
     ring: usize,
     /// NUMA node to pin workers to; -1: automatic
-    #[arg(long, value_name = "NODE", default_value_t = -1, allow_negative_numbers = true, help_heading = "Engine")]
+    #[arg(long, value_name = "NODE", default_value_t = -1, allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-1..), help_heading = "Engine")]
     numa: i32,
     /// How sockets are driven; auto: the one that measures best and is permitted
     #[arg(long, value_enum, default_value = "auto", help_heading = "Engine")]
@@ -107,7 +107,8 @@ pub struct BroadcastArgs {
     /// A connection that sends no message this long is closed; 0: never
     #[arg(long, value_name = "DURATION", default_value = "0", value_parser = parse_duration, help_heading = "Deadlines")]
     idle_timeout: Duration,
-    /// On SIGINT or SIGTERM: how long connections have to finish before they are cut
+    /// On SIGINT or SIGTERM: how long connections have to take what is due to them. One that has all of it must answer the
+    /// close within 5s, or within this time if that is less
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration, help_heading = "Deadlines")]
     drain: Duration,
 

@@ -6,14 +6,16 @@
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::future::{Future, ready};
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use engine::Opening;
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
@@ -21,7 +23,7 @@ use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper_util::rt::TokioIo;
 use reactor::Adoption;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
@@ -58,23 +60,39 @@ impl Socket for TlsStream<TcpStream> {
 
 /// Serves a connection until it is handed to a shard or ends.
 pub(super) async fn converse<S: Socket>(http: &Arc<Http>, mut stream: S, peer: SocketAddr) {
+    let called = AtomicBool::new(false);
     let requests = Requests {
         http: Arc::clone(http),
+        called: &called,
         accepted: Cell::new(None),
+    };
+    let muted = Muted {
+        stream: &mut stream,
+        called: &called,
     };
     let spoken = http1::Builder::new()
         .max_buf_size(HEAD_BYTES_MAX)
         .max_headers(HEADERS_MAX)
-        .serve_connection(TokioIo::new(&mut stream), requests)
+        .serve_connection(TokioIo::new(muted), requests)
         .without_shutdown()
         .await;
     let (received, accepted) = match spoken {
         Ok(parts) => (parts.read_buf, parts.service.accepted.take()),
         Err(error) => {
-            if error.is_parse_too_large() {
-                http.counts.refused(Refusal::HeadTooLong.name());
-            } else if error.is_parse() {
-                http.counts.refused(Refusal::Malformed.name());
+            let refusal = if error.is_parse_too_large() {
+                Some(Refusal::HeadTooLong)
+            } else {
+                error.is_parse().then_some(Refusal::Malformed)
+            };
+            if let Some(refusal) = refusal {
+                http.counts.refused(refusal.name());
+                // After an earlier request hyper was heard: its answer, without words, has left.
+                if !called.load(Ordering::Relaxed) {
+                    let mut answer = BytesMut::new();
+                    refusal.write(&mut answer);
+                    // A peer that is gone does not get it.
+                    let _ = stream.write_all(&answer).await;
+                }
             }
             (Default::default(), None)
         }
@@ -114,6 +132,59 @@ async fn linger(mut stream: impl Socket) {
     let _ = timeout(LINGER, drain).await;
 }
 
+/// A socket on which hyper is heard only once a request has come: its own answer to what is no request has no words, and is
+/// replaced by one that has.
+struct Muted<'a, S> {
+    stream: &'a mut S,
+    called: &'a AtomicBool,
+}
+
+impl<S: Socket> AsyncRead for Muted<'_, S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.stream).poll_read(context, buffer)
+    }
+}
+
+impl<S: Socket> AsyncWrite for Muted<'_, S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if !self.called.load(Ordering::Relaxed) {
+            return Poll::Ready(Ok(bytes.len()));
+        }
+        Pin::new(&mut *self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if !self.called.load(Ordering::Relaxed) {
+            return Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum()));
+        }
+        Pin::new(&mut *self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.stream).poll_shutdown(context)
+    }
+}
+
 /// An upgrade that was answered with 101.
 struct Accepted {
     path: Box<str>,
@@ -122,18 +193,21 @@ struct Accepted {
 }
 
 /// Answers the requests of one connection.
-struct Requests {
+struct Requests<'a> {
     http: Arc<Http>,
+    /// Set by the first request.
+    called: &'a AtomicBool,
     /// Set by the request that ends HTTP on this connection.
     accepted: Cell<Option<Accepted>>,
 }
 
-impl Service<Request<Incoming>> for Requests {
+impl Service<Request<Incoming>> for Requests<'_> {
     type Response = Response<Body>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
+        self.called.store(true, Ordering::Relaxed);
         if pages::is_page(request.uri().path()) && !request.headers().contains_key(header::UPGRADE) {
             return Box::pin(self.http.pages.clone().oneshot(request));
         }
@@ -145,7 +219,7 @@ impl Service<Request<Incoming>> for Requests {
     }
 }
 
-impl Requests {
+impl Requests<'_> {
     fn upgrade(&self, request: &Request<Incoming>) -> Result<Response<Body>, No> {
         let http = &self.http;
         let headers: Vec<_> = request

@@ -8,12 +8,12 @@ use axum::extract::State;
 use axum::response::IntoResponse;
 use axum::routing::get;
 use axum::{Json, Router};
-use http::{StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
 use serde_json::{Value, json};
 
 use super::Counts;
 use crate::control::Control;
-use crate::metrics;
+use crate::metrics::{self, Exposition};
 use crate::stats::ShardHandle;
 
 /// What the pages show.
@@ -34,14 +34,23 @@ pub(super) fn router(pages: Pages) -> Router {
         .route("/metrics", get(metrics))
         .route("/health", get(health))
         .route("/debug/probes", get(probes))
+        .method_not_allowed_fallback(async || {
+            (
+                StatusCode::METHOD_NOT_ALLOWED,
+                [(header::CONNECTION, "close")],
+                "This page can only be read; use GET.\n",
+            )
+        })
         .with_state(pages)
 }
 
-async fn metrics(State(pages): State<Pages>) -> impl IntoResponse {
+async fn metrics(State(pages): State<Pages>, headers: HeaderMap) -> impl IntoResponse {
+    let accepted = headers.get_all(header::ACCEPT).into_iter();
+    let exposition = Exposition::accepted(accepted.map(|value| value.as_bytes()));
     let http = pages.counts.copy();
     // The answers of the shards are waited for elsewhere, so that upgrades go on meanwhile.
-    match tokio::task::spawn_blocking(move || metrics::text(&pages.control, http)).await {
-        Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
+    match tokio::task::spawn_blocking(move || metrics::text(&pages.control, http, exposition)).await {
+        Ok(text) => ([(header::CONTENT_TYPE, exposition.content_type())], text).into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }

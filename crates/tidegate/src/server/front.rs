@@ -125,7 +125,7 @@ async fn watch_shards(shards: Vec<ShardHandle>) {
 /// Logs a line of statistics each interval, which may change meanwhile.
 async fn log_statistics(control: Control) {
     let mut interval = control.stats_interval();
-    let mut before: Option<(Stats, Instant)> = None;
+    let mut before = (stats(&control).await, Instant::now());
     loop {
         let pause = *interval.borrow_and_update();
         let tick = async {
@@ -140,16 +140,14 @@ async fn log_statistics(control: Control) {
         }
         let now = stats(&control).await;
         let read_at = Instant::now();
-        if let Some((before, at)) = &before {
-            tracing::info!(
-                "{}",
-                Line {
-                    before,
-                    now: &now,
-                    elapsed: read_at - *at
-                }
-            );
-        }
-        before = Some((now, read_at));
+        tracing::info!(
+            "{}",
+            Line {
+                before: &before.0,
+                now: &now,
+                elapsed: read_at - before.1
+            }
+        );
+        before = (now, read_at);
     }
 }
