@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
 use wire::{Codec, Decoder, DeflateParams, Kind, Opcode, Role, encode_close, encode_frame};
 
@@ -126,7 +126,7 @@ impl Core {
         &self.counters
     }
 
-    pub(crate) fn open(&mut self, deflate: Option<DeflateParams>) -> Option<ConnectionId> {
+    pub(crate) fn open(&mut self, deflate: Option<DeflateParams>, greeting: Bytes) -> Option<ConnectionId> {
         if self.drain.is_some() || self.slots.live() >= self.config.limits.connections_max {
             self.counters.refused += 1;
             return None;
@@ -146,6 +146,12 @@ impl Core {
             window_bits: deflate.map_or(0, |params| params.server_max_window_bits),
         });
         self.arm_heartbeat(id.index);
+        if !greeting.is_empty()
+            && let Some(state) = self.slots.get(id)
+        {
+            state.outbound().greeting = greeting;
+            self.mark(id.index);
+        }
         Some(id)
     }
 

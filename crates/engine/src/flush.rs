@@ -474,19 +474,20 @@ impl Core {
         }
     }
 
-    /// Takes the pongs and the ping that wait.
+    /// Takes the greeting, the pongs and the ping that wait.
     fn take_control(&mut self, index: u32, parts: &mut Parts) {
         let now = self.now;
         let Some(state) = self.slots.at(index) else {
             return;
         };
-        if let Some(outbound) = state
-            .outbound
-            .as_mut()
-            .filter(|outbound| outbound.pongs_waiting > 0)
-        {
-            outbound.pongs_waiting = 0;
-            parts.push(std::mem::take(&mut outbound.pongs).freeze());
+        if let Some(outbound) = state.outbound.as_mut() {
+            if !outbound.greeting.is_empty() {
+                parts.push(std::mem::take(&mut outbound.greeting));
+            }
+            if outbound.pongs_waiting > 0 {
+                outbound.pongs_waiting = 0;
+                parts.push(std::mem::take(&mut outbound.pongs).freeze());
+            }
         }
         if std::mem::take(&mut state.ping_due) {
             parts.push(Bytes::from_static(PING));

@@ -1,5 +1,6 @@
 //! The shard: the core and an application, as a machine that a driver runs.
 
+use bytes::Bytes;
 use wire::{DeflateParams, HEADER_BYTES_MAX, Item, Opcode, encode_frame};
 
 use crate::config::ShardConfig;
@@ -33,6 +34,9 @@ pub struct Opening<I> {
     pub info: I,
     /// What was agreed on compression.
     pub deflate: Option<DeflateParams>,
+    /// Bytes that leave before any frame: the answer to the upgrade, so that whoever has it is heard and hears. Empty if it was
+    /// given before.
+    pub greeting: Bytes,
 }
 
 /// A shard: all logic of its connections, and nothing else.
@@ -165,7 +169,7 @@ impl<A: Application> Machine for Shard<A> {
         _actions: &mut impl Actions<Mail>,
     ) -> Option<ConnectionId> {
         self.core.now = now;
-        let id = self.core.open(opening.deflate)?;
+        let id = self.core.open(opening.deflate, opening.greeting)?;
         self.application.opened(&mut self.core, id, opening.info);
         self.tell_closed();
         Some(id)

@@ -48,6 +48,8 @@ pub(crate) enum Phase {
 /// What has to leave that is not in a room's batch. Made when there is something, dropped when it is empty.
 #[derive(Debug, Default)]
 pub(crate) struct Outbound {
+    /// What the connection begins with, before any frame.
+    pub greeting: Bytes,
     pub lanes: Lanes,
     /// Pongs to leave with the next write. While a write is pending there is one at the most: a newer ping replaces it
     /// (RFC 6455 section 5.5.3).

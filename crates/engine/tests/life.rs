@@ -25,6 +25,27 @@ fn a_peers_close_is_answered_and_the_socket_let_go() {
 }
 
 #[test]
+fn a_greeting_leaves_first_and_its_receiver_is_in_its_room() {
+    let mut node = Node::one(ShardConfig::default());
+    let speaker = node.connect(0, "room");
+    let info = Info {
+        room: "room",
+        ..Info::default()
+    };
+    let client = node.greet(0, info, bytes::Bytes::from_static(b"101!")).unwrap();
+    node.say(speaker, "hello");
+    node.receive(client, Opcode::Ping, b"p");
+    node.turn();
+    assert_eq!(node.socket(client).writes, 1);
+    let greeting = node.socket(client).sent.split_to(4);
+    assert_eq!(&greeting[..], b"101!");
+    assert_eq!(
+        node.seen(client),
+        [Seen::Pong(b"p".to_vec()), Seen::Text("hello".into())]
+    );
+}
+
+#[test]
 fn a_close_without_a_code_is_answered_without_one() {
     let mut node = Node::one(ShardConfig::default());
     let client = node.connect(0, "");

@@ -3,8 +3,8 @@
 //! A connection on any path but [`ECHO_PATH`] joins the room, and what it sends goes to all others unchanged; one on
 //! [`ECHO_PATH`] gets its own messages back and hears nothing else. Runs on the shard's thread and never blocks.
 //!
-//! A client has its 101 an instant before its shard has the connection, and what others send in that instant may not reach it. Who
-//! must miss nothing waits for the first message to arrive before it tells others that it is there.
+//! The shard itself answers the upgrade, once the connection is in the room: whoever has its 101 hears what clients of its shard
+//! send. The room's home may be another shard, which learns of a shard's first member an instant later.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

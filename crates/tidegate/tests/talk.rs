@@ -71,6 +71,20 @@ async fn each_message_goes_to_all_others_unchanged() {
 }
 
 #[tokio::test]
+async fn who_has_its_101_hears_the_next_message() {
+    for driver in DRIVERS {
+        let server = Server::start(&["--driver", driver, "--workers", "1"]);
+        let mut speaker = connect(&server, "/").await;
+        for round in 0..100 {
+            let mut listener = connect(&server, "/").await;
+            let message = Message::text(round.to_string());
+            speaker.send(message.clone()).await.unwrap();
+            assert_eq!(next(&mut listener).await, message);
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_flush_delay_delivers_the_same() {
     two_talk(&Server::start(&["--flush-delay", "2ms"])).await;
     two_talk(&Server::start(&["--flush-delay", "auto"])).await;

@@ -209,9 +209,15 @@ impl Node {
     }
 
     pub fn try_connect(&mut self, shard: usize, info: Info) -> Option<Client> {
+        self.greet(shard, info, Bytes::new())
+    }
+
+    /// Connects a client whose connection begins with `greeting`.
+    pub fn greet(&mut self, shard: usize, info: Info, greeting: Bytes) -> Option<Client> {
         let opening = Opening {
             info,
             deflate: self.deflate,
+            greeting,
         };
         let id = self.shards[shard].opened(opening, self.now, &mut self.worlds[shard])?;
         let socket = Socket {

@@ -10,7 +10,7 @@ use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -60,15 +60,15 @@ impl Socket for TlsStream<TcpStream> {
 
 /// Serves a connection until it is handed to a shard or ends.
 pub(super) async fn converse<S: Socket>(http: &Arc<Http>, mut stream: S, peer: SocketAddr) {
-    let called = AtomicBool::new(false);
+    let voice = Voice::default();
     let requests = Requests {
         http: Arc::clone(http),
-        called: &called,
+        voice: &voice,
         accepted: Cell::new(None),
     };
     let muted = Muted {
         stream: &mut stream,
-        called: &called,
+        voice: &voice,
     };
     let spoken = http1::Builder::new()
         .max_buf_size(HEAD_BYTES_MAX)
@@ -87,7 +87,7 @@ pub(super) async fn converse<S: Socket>(http: &Arc<Http>, mut stream: S, peer: S
             if let Some(refusal) = refusal {
                 http.counts.refused(refusal.name());
                 // After an earlier request hyper was heard: its answer, without words, has left.
-                if !called.load(Ordering::Relaxed) {
+                if voice.requests.load(Ordering::Relaxed) == 0 {
                     let mut answer = BytesMut::new();
                     refusal.write(&mut answer);
                     // A peer that is gone does not get it.
@@ -97,7 +97,13 @@ pub(super) async fn converse<S: Socket>(http: &Arc<Http>, mut stream: S, peer: S
             (Default::default(), None)
         }
     };
-    let Some(Accepted { path, deflate, seat }) = accepted else {
+    let Some(Accepted {
+        path,
+        deflate,
+        greeting,
+        seat,
+    }) = accepted
+    else {
         return linger(stream).await;
     };
     let (stream, tls) = stream.into_parts();
@@ -106,6 +112,7 @@ pub(super) async fn converse<S: Socket>(http: &Arc<Http>, mut stream: S, peer: S
     let opening = Opening {
         info: Arrival { path, peer, seat },
         deflate,
+        greeting,
     };
     // Copied, because the slice keeps the whole of hyper's buffer alive, and on another thread.
     let received = Bytes::copy_from_slice(&received);
@@ -132,11 +139,27 @@ async fn linger(mut stream: impl Socket) {
     let _ = timeout(LINGER, drain).await;
 }
 
-/// A socket on which hyper is heard only once a request has come: its own answer to what is no request has no words, and is
-/// replaced by one that has.
+/// Whether hyper is heard on the socket.
+#[derive(Default)]
+struct Voice {
+    /// Requests that came.
+    requests: AtomicU32,
+    /// The shard answers in hyper's place.
+    handed_over: AtomicBool,
+}
+
+impl Voice {
+    fn is_heard(&self) -> bool {
+        self.requests.load(Ordering::Relaxed) > 0 && !self.handed_over.load(Ordering::Relaxed)
+    }
+}
+
+/// A socket on which hyper is heard only between the first request and the upgrade. Its own answer to what is no request has no
+/// words, and is replaced by one that has. Its answer to an upgrade would arrive before the connection is in its room: the
+/// shard gives that answer.
 struct Muted<'a, S> {
     stream: &'a mut S,
-    called: &'a AtomicBool,
+    voice: &'a Voice,
 }
 
 impl<S: Socket> AsyncRead for Muted<'_, S> {
@@ -155,7 +178,7 @@ impl<S: Socket> AsyncWrite for Muted<'_, S> {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        if !self.called.load(Ordering::Relaxed) {
+        if !self.voice.is_heard() {
             return Poll::Ready(Ok(bytes.len()));
         }
         Pin::new(&mut *self.stream).poll_write(context, bytes)
@@ -166,7 +189,7 @@ impl<S: Socket> AsyncWrite for Muted<'_, S> {
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if !self.called.load(Ordering::Relaxed) {
+        if !self.voice.is_heard() {
             return Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum()));
         }
         Pin::new(&mut *self.stream).poll_write_vectored(context, slices)
@@ -189,14 +212,15 @@ impl<S: Socket> AsyncWrite for Muted<'_, S> {
 struct Accepted {
     path: Box<str>,
     deflate: Option<DeflateParams>,
+    /// The answer, if hyper was kept from giving it.
+    greeting: Bytes,
     seat: Seat,
 }
 
 /// Answers the requests of one connection.
 struct Requests<'a> {
     http: Arc<Http>,
-    /// Set by the first request.
-    called: &'a AtomicBool,
+    voice: &'a Voice,
     /// Set by the request that ends HTTP on this connection.
     accepted: Cell<Option<Accepted>>,
 }
@@ -207,7 +231,7 @@ impl Service<Request<Incoming>> for Requests<'_> {
     type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        self.called.store(true, Ordering::Relaxed);
+        self.voice.requests.fetch_add(1, Ordering::Relaxed);
         if pages::is_page(request.uri().path()) && !request.headers().contains_key(header::UPGRADE) {
             return Box::pin(self.http.pages.clone().oneshot(request));
         }
@@ -245,10 +269,17 @@ impl Requests<'_> {
                     .append(HeaderName::from_static(name), value);
             }
         }
+        let mut greeting = BytesMut::new();
+        // After an earlier request hyper may still have an answer on its way, and gives this one behind it.
+        if self.voice.requests.load(Ordering::Relaxed) == 1 {
+            acceptance.write(&mut greeting);
+            self.voice.handed_over.store(true, Ordering::Relaxed);
+        }
         let path = request.uri().path().into();
         self.accepted.set(Some(Accepted {
             path,
             deflate: acceptance.deflate,
+            greeting: greeting.freeze(),
             seat,
         }));
         Ok(response)

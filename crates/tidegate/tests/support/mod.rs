@@ -40,8 +40,14 @@ impl Server {
     }
 
     fn start_as(mut command: Command, flags: &[&str]) -> Server {
+        let workers: &[&str] = if flags.contains(&"--workers") {
+            &[]
+        } else {
+            &["--workers", "2"]
+        };
         let mut child = command
-            .args(["broadcast", "--addr", "127.0.0.1:0", "--workers", "2"])
+            .args(["broadcast", "--addr", "127.0.0.1:0"])
+            .args(workers)
             .args(flags)
             .stdout(Stdio::piped())
             .spawn()
