@@ -205,16 +205,8 @@ impl Core {
         let room = self.rooms.at(index).expect("the room was just found or made");
         let first = room.members.is_empty();
         room.members.insert(connection.index);
-        if first && room.home != self.config.shard {
-            let (home, name) = (room.home, room.name.clone());
-            self.outgoing.push((
-                home,
-                Mail::Interest {
-                    room: name,
-                    shard: self.config.shard,
-                    wanted: true,
-                },
-            ));
+        if first {
+            self.tell_home(index, true);
         }
         Ok(id)
     }
@@ -237,19 +229,23 @@ impl Core {
         let room = self.rooms.at(index).expect("a connection's rooms exist");
         room.members.remove(member);
         if room.members.is_empty() {
-            if room.home != self.config.shard {
-                let (home, name) = (room.home, room.name.clone());
-                self.outgoing.push((
-                    home,
-                    Mail::Interest {
-                        room: name,
-                        shard: self.config.shard,
-                        wanted: false,
-                    },
-                ));
-            }
+            self.tell_home(index, false);
             // The flush forgets it if nothing else holds it.
             self.mark_room(index);
+        }
+    }
+
+    /// Tells a room's home, if that is another shard, whether this one has members.
+    fn tell_home(&mut self, index: u32, wanted: bool) {
+        let shard = self.config.shard;
+        let room = self.rooms.at(index).expect("the caller has seen the room");
+        if room.home != shard {
+            let letter = Mail::Interest {
+                room: room.name.clone(),
+                shard,
+                wanted,
+            };
+            self.outgoing.push((room.home, letter));
         }
     }
 
