@@ -282,7 +282,13 @@ impl Core {
                 continue;
             }
             if hot.flags != 0 {
-                self.write_gathered(index, std::iter::once(&mut *source), actions, troubled);
+                self.write_gathered(
+                    index,
+                    std::slice::from_mut(source),
+                    std::iter::once(0),
+                    actions,
+                    troubled,
+                );
                 continue;
             }
             let id = ConnectionId {
@@ -342,39 +348,30 @@ impl Core {
         for index in touched {
             self.slots.clear(index, TOUCHED);
             let mut next = std::mem::replace(&mut heads[index as usize], NO_RUN);
-            let mut own: SmallVec<[u32; 8]> = SmallVec::new();
-            while let Some(run) = runs.get(next as usize) {
-                own.push(run.source);
+            let its_sources = std::iter::from_fn(|| {
+                let run = runs.get(next as usize)?;
                 next = run.next;
-            }
-            let mut rest = &mut sources[..];
-            let mut passed = 0;
-            // Runs name sources in rising order, so each is found behind the one before.
-            let its_sources = own.iter().map(|&at| {
-                let (source, behind) = std::mem::take(&mut rest)[at as usize - passed..]
-                    .split_first_mut()
-                    .expect("runs name sources");
-                passed = at as usize + 1;
-                rest = behind;
-                source
+                Some(run.source as usize)
             });
-            self.write_gathered(index, its_sources, actions, troubled);
+            self.write_gathered(index, sources, its_sources, actions, troubled);
         }
         self.run_heads = heads;
     }
 
     /// One write with all that is due to a connection: control frames, then lane by lane what waits for it and what its rooms
     /// have, highest first, and last its close frame.
-    fn write_gathered<'a>(
+    fn write_gathered(
         &mut self,
         index: u32,
-        sources: impl Iterator<Item = &'a mut Source>,
+        sources: &mut [Source],
+        its_sources: impl Iterator<Item = usize>,
         actions: &mut impl Actions<Mail>,
         troubled: &mut Troubled,
     ) {
         let mut parts = Parts::new();
         self.take_control(index, &mut parts);
-        for source in sources {
+        for at in its_sources {
+            let source = &mut sources[at];
             self.take_lanes(index, source.options.lane, usize::MAX, &mut parts);
             self.add_parts(index, source, &mut parts);
         }
